@@ -1,0 +1,195 @@
+"""QEMU's machine protocol (QMP): one client connection, synchronous.
+
+QMP is lines of JSON: a greeting, commands with one answer each, and events in
+between (docs/interop/qmp-spec in the QEMU tree). A QMP socket serves one
+client at a time; a second one connects but gets no greeting.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from kvmgdb.errors import MachineError, ProtocolError, TargetBusyError, TargetGoneError
+from kvmgdb.errors import TargetTimeoutError
+from kvmgdb.machine.address import SocketAddress
+
+GREETING_TIMEOUT = 2.0
+COMMAND_TIMEOUT = 10.0
+# The longest answer that QEMU gives (`info mtree` of a large machine) is well
+# below a megabyte; a line without an end must not eat the host's memory.
+MAX_LINE = 16 << 20
+
+
+@dataclass(frozen=True)
+class QmpEvent:
+    """An event; ``data`` is its payload as QEMU sent it."""
+
+    name: str
+    data: dict[str, Any]
+
+
+class QmpError(MachineError):
+    """QEMU refused a command; ``error_class`` is QMP's ("GenericError", ...)."""
+
+    def __init__(self, command: str, error_class: str, description: str) -> None:
+        self.command = command
+        self.error_class = error_class
+        super().__init__(f"QEMU refused {command}: {description}")
+
+
+class Qmp:
+    """A connection to a QMP socket, past its greeting.
+
+    Raises TargetGoneError when QEMU closes it, TargetTimeoutError when it does
+    not answer within the timeout (seconds).
+    """
+
+    def __init__(self, address: SocketAddress, timeout: float = COMMAND_TIMEOUT) -> None:
+        self.address = address
+        self.timeout = timeout
+        self.events: deque[QmpEvent] = deque(maxlen=1024)
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._closed = False
+        self._socket = address.connect(GREETING_TIMEOUT)
+        try:
+            self.version = self._greet()
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self) -> tuple[int, int, int]:
+        try:
+            greeting = self._read_message(time.monotonic() + GREETING_TIMEOUT)
+        except TargetTimeoutError:
+            raise TargetBusyError(
+                f"{self.address} accepts connections but sends no QMP greeting",
+                "it is in use by another QMP client (a QMP socket serves one at a time; "
+                "libvirt keeps its own), or it is no QMP socket: give QEMU one more with "
+                "-qmp unix:PATH,server=on,wait=off",
+            ) from None
+        try:
+            version = greeting["QMP"]["version"]["qemu"]
+            return int(version["major"]), int(version["minor"]), int(version["micro"])
+        except (KeyError, TypeError, ValueError):
+            raise ProtocolError(f"{self.address} is not a QMP socket") from None
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Runs a command and returns its ``return`` value. Raises QmpError."""
+        request: dict[str, Any] = {"execute": command}
+        if arguments:
+            request["arguments"] = {name.replace("_", "-"): v for name, v in arguments.items()}
+        deadline = time.monotonic() + self.timeout
+        try:
+            self._socket.settimeout(self.timeout)
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except TimeoutError:
+            raise self._timed_out() from None
+        except OSError:
+            raise self._gone() from None
+        while True:
+            message = self._read_message(deadline)
+            if "return" in message:
+                return message["return"]
+            if "error" in message:
+                error = message["error"]
+                raise QmpError(command, str(error.get("class")), str(error.get("desc")))
+
+    def hmp(self, line: str, vcpu: int | None = None) -> str:
+        """A command of the human monitor; returns what it prints."""
+        arguments: dict[str, Any] = {"command_line": line}
+        if vcpu is not None:
+            arguments["cpu_index"] = vcpu
+        return str(self.execute("human-monitor-command", **arguments)).replace("\r\n", "\n")
+
+    def poll(self) -> None:
+        """Moves events that have arrived into :attr:`events`, without waiting.
+        Raises TargetGoneError when QEMU has closed the connection."""
+        while not self._closed:
+            self._socket.setblocking(False)
+            try:
+                piece = self._socket.recv(65536)
+            except BlockingIOError:
+                break
+            except OSError:
+                raise self._gone() from None
+            if not piece:
+                raise self._gone()
+            self._append(piece)
+        while (message := self._take_line()) is not None:
+            self._note_event(message)
+
+    def close(self) -> None:
+        self._closed = True
+        self._socket.close()
+
+    def _read_message(self, deadline: float) -> dict[str, Any]:
+        """The next message that is not an event."""
+        while True:
+            message = self._take_line()
+            if message is None:
+                self._receive(deadline)
+            elif not self._note_event(message):
+                return message
+
+    def _receive(self, deadline: float) -> None:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise self._timed_out()
+        try:
+            self._socket.settimeout(remaining)
+            piece = self._socket.recv(65536)
+        except TimeoutError:
+            raise self._timed_out() from None
+        except OSError:
+            raise self._gone() from None
+        if not piece:
+            raise self._gone()
+        self._append(piece)
+
+    def _append(self, piece: bytes) -> None:
+        self._buffer += piece
+        if len(self._buffer) > MAX_LINE:
+            raise ProtocolError(f"{self.address} sends a line of more than {MAX_LINE} bytes")
+
+    def _take_line(self) -> dict[str, Any] | None:
+        end = self._buffer.find(b"\n", self._scanned)
+        if end < 0:
+            self._scanned = len(self._buffer)
+            return None
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        self._scanned = 0
+        try:
+            message = json.loads(line)
+        except ValueError:
+            message = None
+        if not isinstance(message, dict):
+            raise ProtocolError(f"{self.address} is not a QMP socket: it sends {line[:40]!r}")
+        return message
+
+    def _note_event(self, message: dict[str, Any]) -> bool:
+        if "event" not in message:
+            return False
+        self.events.append(QmpEvent(str(message["event"]), message.get("data") or {}))
+        return True
+
+    def _gone(self) -> TargetGoneError:
+        self.close()
+        return TargetGoneError(f"QEMU has closed its QMP connection {self.address}")
+
+    def _timed_out(self) -> TargetTimeoutError:
+        return TargetTimeoutError(f"QEMU does not answer on {self.address}")

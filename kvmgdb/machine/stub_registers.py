@@ -1,0 +1,170 @@
+"""Which registers a stub has, and how its ``g`` packet maps to our layout.
+
+The stub's target description says it (GDB manual, appendix G); a stub that has
+none is taken to send GDB's default amd64 order, cut off where it ends.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvmgdb.errors import MachineError, ProtocolError, UnsupportedError
+from kvmgdb.machine.registers import BY_NAME, CORE, REGISTERS, SSE, Register, RegisterFile
+
+if TYPE_CHECKING:
+    from kvmgdb.machine.stub_client import StubClient
+
+MAX_DOCUMENT = 1 << 20
+MAX_DOCUMENTS = 32
+MAX_REGISTERS = 4096
+MAX_REGISTER_BITS = 4096
+
+# Names of the 32-bit description for registers that we know under 64-bit names.
+_ALIASES = {f"e{name}": f"r{name}" for name in ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")}
+_ALIASES["eip"] = "rip"
+_ARCHITECTURES = ("i386", "i386:x86-64", "i386:intel", "i386:x86-64:intel", "i8086")
+
+
+@dataclass(frozen=True, slots=True)
+class StubRegister:
+    """A register of the stub that is also one of ours. ``offset`` (bytes) and
+    ``size`` are those in the stub's ``g`` packet, ``number`` is the stub's."""
+
+    register: Register
+    number: int
+    offset: int
+    size: int
+
+
+class StubRegisters:
+    """Translates between a stub's registers and :class:`RegisterFile`."""
+
+    def __init__(self, registers: Iterable[StubRegister]) -> None:
+        self.by_name = {entry.register.name: entry for entry in registers}
+        self._copies = self._coalesce(list(self.by_name.values()))
+
+    @staticmethod
+    def _coalesce(entries: list[StubRegister]) -> list[tuple[int, int, int, list[int]]]:
+        """Runs of registers that lie in one piece on both sides, each as
+        (offset there, offset here, bytes, our register numbers)."""
+        runs: list[tuple[int, int, int, list[int]]] = []
+        for entry in sorted(entries, key=lambda e: e.offset):
+            register = entry.register
+            size = min(entry.size, register.size)
+            if runs and entry.size == register.size:
+                there, here, length, numbers = runs[-1]
+                if there + length == entry.offset and here + length == register.offset:
+                    runs[-1] = (there, here, length + size, [*numbers, register.number])
+                    continue
+            runs.append((entry.offset, register.offset, size, [register.number]))
+        return runs
+
+    def decode(self, reply: bytes, into: RegisterFile) -> None:
+        """Stores a ``g`` reply (hex, ``xx`` for unavailable)."""
+        if b"x" in reply:
+            self._decode_slowly(reply, into)
+            return
+        try:
+            data = bytes.fromhex(reply.decode("ascii"))
+        except ValueError:
+            raise ProtocolError(f"the stub answers `g` with {reply[:40]!r}") from None
+        for there, here, length, numbers in self._copies:
+            if there + length <= len(data):
+                into.raw[here : here + length] = data[there : there + length]
+                for number in numbers:
+                    into.known[number] = 1
+
+    def _decode_slowly(self, reply: bytes, into: RegisterFile) -> None:
+        for entry in self.by_name.values():
+            text = reply[2 * entry.offset : 2 * (entry.offset + entry.size)]
+            if len(text) == 2 * entry.size and b"x" not in text:
+                try:
+                    into.set_bytes(entry.register, bytes.fromhex(text.decode("ascii")))
+                except ValueError:
+                    raise ProtocolError(f"the stub answers `g` with {reply[:40]!r}") from None
+
+
+def read_stub_registers(client: StubClient) -> StubRegisters:
+    """The registers of a stub. Raises UnsupportedError where it is not x86."""
+    if client.features.get("qXfer:features:read") != "+":
+        return StubRegisters(_default_layout())
+    documents = 0
+
+    def fetch(name: str) -> ElementTree.Element:
+        nonlocal documents
+        documents += 1
+        if documents > MAX_DOCUMENTS or not re.fullmatch(r"[\w.+-]+", name):
+            raise ProtocolError(f"the stub's target description includes {name[:60]!r}")
+        text = read_object(client, "features", name)
+        try:
+            return ElementTree.fromstring(text)
+        except (ElementTree.ParseError, UnicodeError) as error:
+            raise ProtocolError(f"the stub's target description {name}: {error}") from None
+
+    registers: list[StubRegister] = []
+    number = offset = 0
+    pending = [fetch("target.xml")]
+    while pending:
+        element = pending.pop(0)
+        tag = element.tag.rpartition("}")[2]
+        if tag == "include":
+            pending.insert(0, fetch(element.get("href", "")))
+        elif tag == "architecture":
+            if (element.text or "").strip() not in _ARCHITECTURES:
+                raise UnsupportedError(
+                    f"the guest is {(element.text or '').strip()[:40]!r}: kvmgdb knows x86 only"
+                )
+        elif tag == "reg":
+            number = _integer(element.get("regnum"), number)
+            bits = _integer(element.get("bitsize"), 0)
+            if number > MAX_REGISTERS or not 0 < bits <= MAX_REGISTER_BITS:
+                raise ProtocolError("the stub's target description has an impossible register")
+            size = (bits + 7) // 8
+            name = element.get("name", "")
+            register = BY_NAME.get(_ALIASES.get(name, name))
+            if register is not None:
+                registers.append(StubRegister(register, number, offset, size))
+            number += 1
+            offset += size
+        else:
+            pending[0:0] = list(element)
+    if not registers:
+        raise UnsupportedError("the stub describes no x86 register")
+    return StubRegisters(registers)
+
+
+def _integer(text: str | None, default: int) -> int:
+    try:
+        return default if text is None else int(text, 0)
+    except ValueError:
+        raise ProtocolError(f"the stub's target description has the number {text[:40]!r}") from None
+
+
+def _default_layout() -> list[StubRegister]:
+    return [
+        StubRegister(register, register.number, register.offset, register.size)
+        for register in REGISTERS
+        if register.feature in (CORE, SSE)
+    ]
+
+
+def read_object(client: StubClient, kind: str, annex: str) -> str:
+    """A whole ``qXfer`` object."""
+    # Room for "l", escapes included, within what the stub can send.
+    count = max(64, client.packet_size - 8)
+    data = b""
+    while len(data) <= MAX_DOCUMENT:
+        request = f"qXfer:{kind}:read:{annex}:{len(data):x},{count:x}"
+        reply = client.request(request.encode())
+        if reply[:1] not in (b"l", b"m"):
+            raise MachineError(f"the stub refuses to send {annex}: {reply[:40]!r}")
+        data += reply[1:]
+        if reply[:1] == b"l":
+            return data.decode("utf-8", "replace")
+        if len(reply) == 1:
+            break
+    raise ProtocolError(f"the stub sends {annex} without an end")
