@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-import subprocess
-import tempfile
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,7 @@ from types import TracebackType
 
 from kvmgdb.demo.initramfs import build_initramfs
 from kvmgdb.demo.kernel import Kernel
-from kvmgdb.demo.process import end, start
+from kvmgdb.demo.qemu import QemuProcess, qemu_directory
 from kvmgdb.errors import HostError, MachineError, TargetGoneError, TargetTimeoutError
 
 BOOT_SECONDS = 60.0
@@ -44,66 +41,54 @@ class GuestOptions:
 class LinuxGuest:
     """A guest that runs from construction until :meth:`close`.
 
-    ``pid`` is QEMU's; ``qmp_socket`` its monitor, for one client at a time;
-    ``console_log`` holds all that the guest printed.
+    ``console_log`` holds all that the guest printed. Raises HostError where
+    QEMU does not start.
     """
 
     def __init__(self, kernel: Kernel, options: GuestOptions | None = None) -> None:
         self.options = options = options or GuestOptions()
-        self._directory = tempfile.TemporaryDirectory(prefix="kvmgdb-guest-")
-        directory = Path(self._directory.name)
-        self.qmp_socket = directory / "qmp"
-        self.console_log = directory / "console.log"
-        self._qemu_log = directory / "qemu.log"
+        directory = qemu_directory()
+        console = Path(directory.name) / "console"
+        self.console_log = Path(directory.name) / "console.log"
         self._pending = b""
         self._tag = 0
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(directory / "console"))
-            listener.listen(1)
             # QEMU connects to us, so that not a byte is printed before we listen.
-            with self._qemu_log.open("wb") as log:
-                self._process = start(
-                    self._command(kernel, options, directory / "console"), output=log
-                )
-            self._finalizer = weakref.finalize(self, _clean_up, self._process, self._directory)
-            self._console = self._accept(listener)
-
-    def _command(self, kernel: Kernel, options: GuestOptions, console: Path) -> list[str]:
-        append = f"console=ttyS0 panic=-1 {options.append}"
-        return [
-            *("qemu-system-x86_64", "-name", options.name, "-nodefaults", "-no-user-config"),
-            *("-display", "none", "-no-reboot"),
-            *options.accelerator,
-            *("-smp", str(options.vcpus), "-m", str(options.memory)),
-            *("-kernel", str(kernel.vmlinuz), "-initrd", str(build_initramfs())),
-            *("-append", append.strip()),
-            *("-chardev", f"socket,id=console,path={console},logfile={self.console_log}"),
-            *("-serial", "chardev:console"),
-            *("-qmp", f"unix:{self.qmp_socket},server=on,wait=off"),
-            *options.arguments,
-        ]
+            listener.bind(str(console))
+            listener.listen(1)
+            self.qemu = QemuProcess(
+                [
+                    *("-name", options.name, "-display", "none", "-no-reboot"),
+                    *options.accelerator,
+                    *("-smp", str(options.vcpus), "-m", str(options.memory)),
+                    *("-kernel", str(kernel.vmlinuz), "-initrd", str(build_initramfs())),
+                    *("-append", f"console=ttyS0 panic=-1 {options.append}".strip()),
+                    *("-chardev", f"socket,id=console,path={console},logfile={self.console_log}"),
+                    *("-serial", "chardev:console"),
+                    *options.arguments,
+                ],
+                directory,
+            )
+            try:
+                self._console = self._accept(listener)
+            except BaseException:
+                self.qemu.close()
+                raise
 
     def _accept(self, listener: socket.socket) -> socket.socket:
         deadline = time.monotonic() + ANSWER_SECONDS
         listener.settimeout(0.1)
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self.qemu.running:
             try:
                 return listener.accept()[0]
             except TimeoutError:
-                if self._process.poll() is not None:
-                    break
-        message = self._qemu_log.read_text(errors="replace").strip()
-        self.close()
-        raise HostError(f"QEMU did not start: {message or 'it printed nothing'}")
+                continue
+        raise HostError(f"QEMU did not start: {self.qemu.printed()}")
 
     @property
     def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the QEMU process is there."""
-        return self._process.poll() is None
+        """The process ID of QEMU."""
+        return self.qemu.pid
 
     def wait_ready(self, seconds: float = BOOT_SECONDS) -> None:
         """Waits until the guest's init has started its workers."""
@@ -116,6 +101,19 @@ class LinuxGuest:
         """
         self._tag += 1
         return int(self._ask(f"progress {self._tag}", rb"kvmgdb-guest: progress (\d+)\n", seconds))
+
+    def makes_progress(self, seconds: float = ANSWER_SECONDS) -> bool:
+        """Whether the workers do something within ``seconds`` from now."""
+        deadline = time.monotonic() + seconds
+        try:
+            before = self.progress(seconds)
+            while time.monotonic() < deadline:
+                if self.progress(seconds) > before:
+                    return True
+                time.sleep(0.01)
+        except TargetTimeoutError:
+            pass
+        return False
 
     def symbol(self, name: str) -> int:
         """A kernel symbol's address (GVA), as the guest's /proc/kallsyms says.
@@ -149,10 +147,8 @@ class LinuxGuest:
 
     def close(self) -> None:
         """Ends QEMU and removes the guest's files. Idempotent."""
-        console = getattr(self, "_console", None)
-        if console is not None:
-            console.close()
-        self._finalizer()
+        self._console.close()
+        self.qemu.close()
 
     def __enter__(self) -> LinuxGuest:
         return self
@@ -203,10 +199,3 @@ class LinuxGuest:
                     f"the guest's QEMU has exited; it printed: {' / '.join(last)}"
                 )
             self._pending += data
-
-
-def _clean_up(
-    process: subprocess.Popen[bytes], directory: tempfile.TemporaryDirectory[str]
-) -> None:
-    end(process)
-    directory.cleanup()

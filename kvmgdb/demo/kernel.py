@@ -88,6 +88,8 @@ def _relink(link: Path, target: Path) -> None:
 def _fetch(cache: Path, package: str, suite: str | None) -> str:
     """Fetches and unpacks; what is in the cache under a release's name is complete,
     because it gets that name only as the last step. Returns the release."""
+    for abandoned in cache.glob(".fetch-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as work:
             directory = Path(work)

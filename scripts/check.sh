@@ -1,0 +1,40 @@
+#!/bin/bash
+# Everything that checks the project, after scripts/setup.sh test. Each check
+# runs whatever the others say; the last line counts them.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+bin=.venv/bin
+export KVMGDB_REQUIRE=${KVMGDB_REQUIRE:-}
+
+passed=0
+failed=()
+check() {
+    local name=$1
+    shift
+    printf '\n== %s: %s\n' "$name" "$*"
+    if "$@" </dev/null; then
+        passed=$((passed + 1))
+    else
+        failed+=("$name")
+    fi
+}
+
+clang_format() {
+    git ls-files -z '*.c' '*.h' | xargs -0 clang-format --dry-run -Werror
+}
+
+check "ruff" "$bin/ruff" check .
+check "ruff format" "$bin/ruff" format --check .
+check "mypy" "$bin/mypy" --strict
+check "clang-format" clang_format
+for part in native native/agent native/vmm; do
+    if [ -f "$part/Makefile" ]; then
+        check "C tests of $part" make -s -C "$part" test
+    fi
+done
+check "pytest" "$bin/python" -m pytest "$@"
+
+echo
+[ ${#failed[@]} -eq 0 ] || printf 'failed: %s\n' "${failed[@]}"
+echo "$passed passed, ${#failed[@]} failed"
+[ ${#failed[@]} -eq 0 ]

@@ -1,0 +1,1 @@
+"""A stock Debian kernel as a guest of the tests."""

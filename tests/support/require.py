@@ -1,0 +1,113 @@
+"""What tests need of a machine, and what happens where it is not there.
+
+A test marked ``@requires("kvm")`` (or ``requires_kvm``) is skipped with the
+reason where the need is not met. ``KVMGDB_REQUIRE`` names needs, separated by
+commas, or ``all``: there such a skip is a failure. ``python -m
+tests.support.require`` prints the needs that this machine meets.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+SYSTEM_GDB = "/usr/bin/gdb"
+PYPI_GDB = str(Path(sys.prefix) / "bin" / "gdb")
+
+# linux/kvm.h
+_KVM_GET_API_VERSION = 0xAE00
+_KVM_CREATE_VM = 0xAE01
+
+
+def _program(*names: str) -> str:
+    missing = [name for name in names if shutil.which(name) is None]
+    return f"there is no {', '.join(missing)}" if missing else ""
+
+
+def _gdb(path: str, version: str) -> str:
+    try:
+        output = subprocess.run(
+            [path, "-nx", "--version"], capture_output=True, timeout=30, check=True, text=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{path} does not run: {error}"
+    first = output.splitlines()[0] if output else "nothing"
+    return "" if first.split()[-1].startswith(version) else f"{path} is {first}"
+
+
+def _kvm() -> str:
+    try:
+        descriptor = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, _KVM_GET_API_VERSION)
+            os.close(fcntl.ioctl(descriptor, _KVM_CREATE_VM))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return f"/dev/kvm cannot be used: {error.strerror}"
+    return ""
+
+
+# Each says why the machine does not have it, or nothing.
+NEEDS: dict[str, Callable[[], str]] = {
+    "qemu": lambda: _program("qemu-system-x86_64"),
+    "gdb": lambda: _gdb(SYSTEM_GDB, ""),
+    "gdb18": lambda: _gdb(PYPI_GDB, "18."),
+    "cc": lambda: _program("gcc"),
+    "apt": lambda: _program("apt-get", "apt-cache", "dpkg-deb"),
+    "kvm": _kvm,
+}
+
+
+@functools.cache
+def why_not(need: str) -> str:
+    """Why this machine does not have ``need``, or an empty string."""
+    return NEEDS[need]()
+
+
+def required() -> frozenset[str]:
+    """The needs that ``KVMGDB_REQUIRE`` names. Raises UsageError on an unknown one."""
+    words = {word.strip() for word in os.environ.get("KVMGDB_REQUIRE", "").split(",")} - {""}
+    if "all" in words:
+        return frozenset(NEEDS)
+    unknown = words - set(NEEDS)
+    if unknown:
+        raise pytest.UsageError(
+            f"KVMGDB_REQUIRE names unknown needs: {', '.join(sorted(unknown))} "
+            f"(known: all, {', '.join(NEEDS)})"
+        )
+    return frozenset(words)
+
+
+def demand(needs: Iterable[str]) -> None:
+    """Skips the running test, or fails it, where one of ``needs`` is not met."""
+    for need in needs:
+        reason = why_not(need)
+        if reason and need in required():
+            pytest.fail(f"KVMGDB_REQUIRE demands {need}: {reason}", pytrace=False)
+        if reason:
+            pytest.skip(f"needs {need}: {reason}")
+
+
+def requires(*needs: str) -> pytest.MarkDecorator:
+    """Marks a test that needs this of the machine."""
+    return pytest.mark.requires(*needs)
+
+
+requires_qemu = requires("qemu")
+requires_gdb = requires("gdb")
+requires_gdb18 = requires("gdb18")
+requires_kvm = requires("kvm")
+requires_cc = requires("cc")
+
+
+if __name__ == "__main__":
+    print(",".join(need for need in NEEDS if not why_not(need)))
