@@ -8,7 +8,9 @@
  *    region calls what its owner gave it, nothing else);
  *  - addresses and lengths are hostile input: ranges that overflow 64 bits are
  *    refused with KVMGDB_ERR_INVALID;
- *  - objects come in create/destroy pairs; destroy accepts NULL.
+ *  - objects come in create/destroy pairs; destroy accepts NULL;
+ *  - several threads may use one kvmgdb_memory at once, except that nothing
+ *    else may use it while it is cleared, destroyed or given a region.
  *
  * The declarations between the two cffi markers are what the Python side is
  * told: it is generated from this file, nothing is declared twice.
@@ -40,10 +42,20 @@ enum kvmgdb_status {
 
 struct kvmgdb_error {
   enum kvmgdb_status status;
-  int os_error;     /* errno, or 0 */
-  uint64_t address; /* the guest address at which it failed */
-  int level;        /* NOT_MAPPED: level of the absent entry, 5..1; else 0 */
-  uint64_t entry;   /* NOT_MAPPED: that entry as read */
+  int os_error; /* errno, or 0 */
+  /*
+   * Where it failed, in the terms of the function that was called: the
+   * guest-physical address for kvmgdb_memory_*, the guest-virtual one for
+   * whatever takes a kvmgdb_paging, the offset into the payload for
+   * kvmgdb_rsp_unescape.
+   */
+  uint64_t address;
+  /* Level (5..1) of the page-table entry that is absent (NOT_MAPPED) or could
+   * not be read (any other status); 0 where it was not for an entry. */
+  int level;
+  /* NOT_MAPPED: that entry as read. Otherwise the guest-physical address that
+   * could not be accessed: of the data, or of the entry where level is set. */
+  uint64_t entry;
 };
 
 /* ---- guest-physical memory ------------------------------------------- */
@@ -56,22 +68,35 @@ typedef int (*kvmgdb_read_fn)(void *context, uint64_t gpa, void *buffer,
 typedef int (*kvmgdb_write_fn)(void *context, uint64_t gpa, const void *buffer,
                                size_t length);
 
-/* `pid` owns what kvmgdb_memory_add_process names; 0 where there is none. */
+/*
+ * `pid` owns what kvmgdb_memory_add_process names; 0 where there is none. It
+ * is held on to by descriptors: when the process has exited, every access is
+ * KVMGDB_ERR_GONE, also when its PID has been given to another. Should it call
+ * execve between the two system calls of one large read, that read may see
+ * memory of the new program; later ones are GONE.
+ */
 enum kvmgdb_status kvmgdb_memory_create(pid_t pid, struct kvmgdb_memory **out,
                                         struct kvmgdb_error *error);
 void kvmgdb_memory_destroy(struct kvmgdb_memory *memory);
 
 /*
  * Three kinds of backing for [gpa, gpa + size). Regions must not overlap
- * (INVALID). At most 4096 regions.
- *  process:  `hva` in the address space of `pid`, anonymous memory. Pages the
- *            process never touched are zero and are not touched by reading
- *            (asked from /proc/PID/pagemap).
+ * (INVALID, os_error EEXIST). At most 4096 regions (INVALID, ENOSPC).
+ *  process:  `hva` in the address space of `pid`. Private anonymous pages that
+ *            the process never touched are zero and are not touched by reading
+ *            (asked from /proc/PID/pagemap; memory that userfaultfd has yet to
+ *            fill is zero likewise). Pages of a file that is mapped there are
+ *            read whether touched or not, which allocates holes of a shared
+ *            one: give its descriptor instead.
  *  file:     a file descriptor that the library duplicates (memfd, tmpfs,
  *            hugetlbfs, /proc/PID/mem), at `offset`. Reading a hole with
- *            pread does not allocate it.
+ *            pread does not allocate it, except through /proc/PID/mem. What
+ *            lies past the end of the file is NO_RAM. A descriptor that is not
+ *            open for writing makes the region read-only.
  *  callback: a function of the caller, for memory that is only reachable
- *            through somebody else's protocol. `write` may be NULL.
+ *            through somebody else's protocol. `write` may be NULL. -EFAULT
+ *            says that not all of the range is RAM; the library then asks page
+ *            by page for the bytes before. Any other failure ends the access.
  */
 enum kvmgdb_status kvmgdb_memory_add_process(struct kvmgdb_memory *memory,
                                              uint64_t gpa, uint64_t size,
@@ -113,7 +138,7 @@ struct kvmgdb_paging {
 };
 
 enum kvmgdb_paging_mode {
-  KVMGDB_PAGING_NONE = 0,   /* CR0.PG clear: GPA = GVA & 0xffffffff */
+  KVMGDB_PAGING_NONE = 0,   /* CR0.PG clear: GPA = GVA */
   KVMGDB_PAGING_32BIT = 2,  /* two levels, 4 KiB and (CR4.PSE) 4 MiB pages */
   KVMGDB_PAGING_PAE = 3,    /* three levels, 4 KiB and 2 MiB pages */
   KVMGDB_PAGING_4LEVEL = 4, /* 4 KiB, 2 MiB, 1 GiB pages */
@@ -122,19 +147,23 @@ enum kvmgdb_paging_mode {
 
 struct kvmgdb_translation {
   uint64_t gpa;
-  uint64_t page_size; /* bytes */
-  int mode;           /* enum kvmgdb_paging_mode; also the number of levels */
-  int levels;         /* entries used below: leaf is entry[levels - 1] */
+  uint64_t page_size;    /* bytes */
+  int mode;              /* enum kvmgdb_paging_mode */
+  int levels;            /* entries used below: leaf is entry[levels - 1] */
   uint64_t entry_gpa[5]; /* where each entry lies, root first */
   uint64_t entry[5];     /* each entry as read */
   int writable;          /* all levels allow writing */
   int user;              /* all levels allow user mode */
-  int executable;        /* no level forbids execution (EFER.NXE considered) */
+  int executable;        /* no level forbids it (EFER.NXE considered) */
 };
 
 enum kvmgdb_paging_mode kvmgdb_paging_mode(const struct kvmgdb_paging *paging);
 
-/* A non-canonical address is NOT_MAPPED at level 0. */
+/*
+ * A non-canonical address is NOT_MAPPED at level 0; so is one above 4 GiB in
+ * the modes that have 32-bit linear addresses. A table that does not lie in
+ * RAM is NO_RAM.
+ */
 enum kvmgdb_status kvmgdb_translate(struct kvmgdb_memory *memory,
                                     const struct kvmgdb_paging *paging,
                                     uint64_t gva,
@@ -143,8 +172,9 @@ enum kvmgdb_status kvmgdb_translate(struct kvmgdb_memory *memory,
 
 /*
  * As kvmgdb_memory_read and _write, through the page tables; error->address is
- * the guest-virtual address of the first byte that failed. Permission bits of
- * the page tables are not enforced: this is a debugger.
+ * the guest-virtual address of the first byte that failed. A range may end at
+ * 2^64 but not run past it (INVALID). Permission bits of the page tables are
+ * not enforced: this is a debugger.
  */
 enum kvmgdb_status kvmgdb_virtual_read(struct kvmgdb_memory *memory,
                                        const struct kvmgdb_paging *paging,
@@ -161,10 +191,12 @@ enum kvmgdb_status kvmgdb_virtual_write(struct kvmgdb_memory *memory,
  * The next extent at or above `from` and below `end` (exclusive; 0 means 2^64)
  * that is mapped with one translation's contiguity: adjacent pages are merged
  * while both GVA and GPA are contiguous. Absent upper levels are skipped
- * whole, so the cost follows what is mapped, not the distance. Looks at no
- * more than `budget` table entries; *next is where to go on, and *size is 0
- * when nothing was found before the budget or `end` was reached (*done_flag
- * tells which: 1 at the end).
+ * whole, so the cost follows what is mapped, not the distance; tables that do
+ * not lie in RAM are passed over as absent ones are. Looks at no more than
+ * `budget` table entries, though at least at one, so that every call gets
+ * further; *next is where to go on, and *size is 0 when nothing was found
+ * before the budget or `end` was reached. *done_flag is 1 when nothing is left
+ * before `end`, also when *size is not 0.
  */
 enum kvmgdb_status kvmgdb_next_extent(
     struct kvmgdb_memory *memory, const struct kvmgdb_paging *paging,
@@ -172,11 +204,12 @@ enum kvmgdb_status kvmgdb_next_extent(
     uint64_t *size, uint64_t *next, int *done_flag, struct kvmgdb_error *error);
 
 /*
- * One slice of a search for `pattern` (1..65536 bytes) in [from, end), unmapped
- * and unreadable pages skipped; a match may cross pages that are adjacent in
- * guest-virtual space. Reads no more than about `budget` bytes.
- * *found: 1 with *match set; 0 with *next where to go on, and *done_flag 1 when
- * `end` was reached.
+ * One slice of a search for `pattern` (1..65536 bytes) in [from, end), 0 for an
+ * end of 2^64; what is unmapped or has no RAM is skipped, and a match may cross
+ * pages that are adjacent in guest-virtual space. Reads no more than about
+ * `budget` bytes, table entries included, though always enough to get further.
+ * *found: 1 with *match the lowest address; 0 with *done_flag 1 when `end` was
+ * reached. *next is where to go on.
  */
 enum kvmgdb_status kvmgdb_virtual_search(
     struct kvmgdb_memory *memory, const struct kvmgdb_paging *paging,
@@ -193,8 +226,8 @@ uint8_t kvmgdb_rsp_checksum(const void *data, size_t length);
  * A whole frame "$payload#cc". `binary` escapes # $ } * (every byte of the
  * payload is data); otherwise the payload must be free of them and runs are
  * length-encoded when `runs` is set (count bytes '#', '$', '+' and '-' are
- * never produced). Returns the length of the frame; `out` must hold
- * 2 * length + 4 bytes.
+ * never produced). Returns the length of the frame, or 0 for a payload that is
+ * not free of them; `out` must hold 2 * length + 4 bytes.
  */
 size_t kvmgdb_rsp_frame(const void *payload, size_t length, int binary,
                         int runs, void *out);
@@ -211,8 +244,10 @@ size_t kvmgdb_rsp_frame_binary(const void *prefix, size_t prefix_length,
 
 /*
  * Undoes escapes and, when `runs` is set, run lengths, in a payload taken from
- * a frame. *out_length is at most `capacity`; a run or escape that is cut off
- * or would exceed it is KVMGDB_ERR_INVALID.
+ * a frame. A run counts bytes as they were sent, escapes included, as GDB has
+ * it. *out_length is at most `capacity`; a run or escape that is cut off, a run
+ * that repeats nothing or has no printable count, and a result longer than
+ * `capacity` are KVMGDB_ERR_INVALID.
  */
 enum kvmgdb_status kvmgdb_rsp_unescape(const void *payload, size_t length,
                                        int runs, void *out, size_t capacity,

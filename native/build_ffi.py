@@ -1,0 +1,49 @@
+"""Builds the extension ``kvmgdb._native`` (cffi, API mode).
+
+What cffi is told is the part of the public header between its two "cffi:"
+markers: a declaration is written once. setuptools runs this from the root of
+the project, so paths are relative to that.
+"""
+
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+NATIVE = Path("native")
+HEADER = NATIVE / "include" / "kvmgdb" / "kvmgdb.h"
+SOURCES = sorted(str(path) for path in (NATIVE / "src").glob("*.c"))
+DEPENDS = [str(HEADER), *sorted(str(path) for path in (NATIVE / "src").glob("*.h"))]
+
+# Called where a callback region's bytes come from Python: kvmgdb_read_fn and
+# kvmgdb_write_fn.
+PYTHON_CALLBACKS = """
+extern "Python" {
+int kvmgdb_python_read(void *, uint64_t, void *, size_t);
+int kvmgdb_python_write(void *, uint64_t, const void *, size_t);
+}
+"""
+
+
+def declarations(header: str) -> str:
+    """The declarations between the markers, without their comments."""
+    _, begin, rest = header.partition("/* cffi: begin */")
+    declared, end, _ = rest.partition("/* cffi: end */")
+    if not begin or not end:
+        raise ValueError(f"{HEADER} has lost its cffi markers")
+    return re.sub(r"/\*.*?\*/", "", declared, flags=re.DOTALL)
+
+
+ffibuilder = FFI()
+ffibuilder.cdef(
+    "typedef int... pid_t;" + declarations(HEADER.read_text(encoding="utf-8")) + PYTHON_CALLBACKS
+)
+ffibuilder.set_source(
+    "kvmgdb._native",
+    "#include <kvmgdb/kvmgdb.h>",
+    sources=SOURCES,
+    depends=DEPENDS,
+    include_dirs=[str(NATIVE / "include")],
+    define_macros=[("_GNU_SOURCE", "1")],
+    extra_compile_args=["-O2", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"],
+)
