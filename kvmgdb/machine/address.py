@@ -51,9 +51,7 @@ class SocketAddress:
             r"(?:tcp:)?(?:(?P<host>\[[0-9a-fA-F:.%\w]+\]|[^:\[\]]*):)?(?P<port>\d{1,5})", text
         )
         if not match or int(match["port"]) > 65535:
-            raise UsageError(
-                f"{text!r} is not an address", "write HOST:PORT, :PORT or unix:PATH"
-            )
+            raise UsageError(f"{text!r} is not an address", "write HOST:PORT, :PORT or unix:PATH")
         host = (match["host"] or "").strip("[]")
         return cls(host=host or default_host, port=int(match["port"]))
 

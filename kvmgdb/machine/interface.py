@@ -131,7 +131,7 @@ class Vcpu(ABC):
 
     @property
     def state(self) -> str:
-        """"running", "halted" or "" where the backend does not know."""
+        """ "running", "halted" or "" where the backend does not know."""
         return ""
 
     def paging(self) -> Paging | None:

@@ -8,14 +8,18 @@ client at a time; a second one connects but gets no greeting.
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from kvmgdb.errors import MachineError, ProtocolError, TargetBusyError, TargetGoneError
-from kvmgdb.errors import TargetTimeoutError
+from kvmgdb.errors import (
+    MachineError,
+    ProtocolError,
+    TargetBusyError,
+    TargetGoneError,
+    TargetTimeoutError,
+)
 from kvmgdb.machine.address import SocketAddress
 
 GREETING_TIMEOUT = 2.0

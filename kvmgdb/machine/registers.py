@@ -99,8 +99,8 @@ def _specs() -> Iterator[_Spec]:
         yield f"xmm{index}", 16, "vec128", SSE, Group.SSE, None
     yield "mxcsr", 4, "i386_mxcsr", SSE, Group.SSE, "vector"
     for name in ("fs_base", "gs_base"):
-        yield name, 8, "long", SEGMENTS, Group.SEGMENT, None
-    yield "k_gs_base", 8, "long", SYSTEM, Group.SEGMENT, "system"
+        yield name, 8, "int64", SEGMENTS, Group.SEGMENT, None
+    yield "k_gs_base", 8, "int64", SYSTEM, Group.SEGMENT, "system"
     yield "cr0", 8, "kvmgdb_cr0", SYSTEM, Group.CONTROL, "system"
     yield "cr2", 8, "data_ptr", SYSTEM, Group.CONTROL, "system"
     yield "cr3", 8, "int64", SYSTEM, Group.CONTROL, "system"
@@ -110,7 +110,7 @@ def _specs() -> Iterator[_Spec]:
     for index in range(16):
         yield f"ymm{index}h", 16, "uint128", AVX, Group.AVX, None
     for name in ("cs", "ss", "ds", "es"):
-        yield f"{name}_base", 8, "long", SYSTEM, Group.DESCRIPTOR, "system"
+        yield f"{name}_base", 8, "int64", SYSTEM, Group.DESCRIPTOR, "system"
     for name in _SELECTORS:
         yield f"{name}_limit", 4, "uint32", SYSTEM, Group.DESCRIPTOR, "system"
     for name in ("ldtr", "tr"):
@@ -165,9 +165,7 @@ class RegisterFile:
         register = BY_NAME[name]
         if not self.known[register.number]:
             return None
-        return int.from_bytes(
-            self.raw[register.offset : register.offset + register.size], "little"
-        )
+        return int.from_bytes(self.raw[register.offset : register.offset + register.size], "little")
 
     def get_bytes(self, register: Register) -> bytes | None:
         if not self.known[register.number]:

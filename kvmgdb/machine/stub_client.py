@@ -7,7 +7,6 @@ while the guest runs) is kept apart from them.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Sequence
 
@@ -66,9 +65,7 @@ class StubClient:
         """Sends one packet and returns the payload of its reply."""
         return self.request_all((payload,), timeout)[0]
 
-    def request_all(
-        self, payloads: Sequence[bytes], timeout: float | None = None
-    ) -> list[bytes]:
+    def request_all(self, payloads: Sequence[bytes], timeout: float | None = None) -> list[bytes]:
         """Sends packets in one go and returns their replies in order. None of
         them may let the guest run."""
         self._send(b"".join(frame(payload) for payload in payloads))

@@ -7,10 +7,10 @@ none is taken to send GDB's default amd64 order, cut off where it ends.
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from xml.parsers import expat
 
 from kvmgdb.errors import MachineError, ProtocolError, UnsupportedError
 from kvmgdb.machine.registers import BY_NAME, CORE, REGISTERS, SSE, Register, RegisterFile
@@ -92,56 +92,74 @@ def read_stub_registers(client: StubClient) -> StubRegisters:
     """The registers of a stub. Raises UnsupportedError where it is not x86."""
     if client.features.get("qXfer:features:read") != "+":
         return StubRegisters(_default_layout())
-    documents = 0
+    reader = _DescriptionReader(lambda name: read_object(client, "features", name))
+    reader.read("target.xml")
+    if not reader.registers:
+        raise UnsupportedError("the stub describes no x86 register")
+    return StubRegisters(reader.registers)
 
-    def fetch(name: str) -> ElementTree.Element:
-        nonlocal documents
-        documents += 1
-        if documents > MAX_DOCUMENTS or not re.fullmatch(r"[\w.+-]+", name):
+
+class _DescriptionReader:
+    """Collects the registers of a target description and what it includes.
+
+    Names are taken as they are written: QEMU uses the prefix of ``xi:include``
+    without declaring it, which a parser that knows namespaces refuses.
+    """
+
+    def __init__(self, fetch: Callable[[str], str]) -> None:
+        self.registers: list[StubRegister] = []
+        self._fetch = fetch
+        self._documents = 0
+        self._number = 0
+        self._offset = 0
+
+    def read(self, name: str) -> None:
+        self._documents += 1
+        if self._documents > MAX_DOCUMENTS or not re.fullmatch(r"[\w.+-]+", name):
             raise ProtocolError(f"the stub's target description includes {name[:60]!r}")
-        text = read_object(client, "features", name)
+        text: list[str] = []
+
+        def start(tag: str, attributes: dict[str, str]) -> None:
+            text.clear()
+            if tag.rpartition(":")[2] == "include":
+                self.read(attributes.get("href", ""))
+            elif tag == "reg":
+                self._add(attributes)
+
+        def end(tag: str) -> None:
+            if tag == "architecture" and "".join(text).strip() not in _ARCHITECTURES:
+                found = "".join(text).strip()[:40]
+                raise UnsupportedError(f"the guest is {found!r}: kvmgdb knows x86 only")
+
+        parser = expat.ParserCreate()
+        parser.StartElementHandler = start
+        parser.EndElementHandler = end
+        parser.CharacterDataHandler = text.append
         try:
-            return ElementTree.fromstring(text)
-        except (ElementTree.ParseError, UnicodeError) as error:
+            parser.Parse(self._fetch(name), True)
+        except expat.ExpatError as error:
             raise ProtocolError(f"the stub's target description {name}: {error}") from None
 
-    registers: list[StubRegister] = []
-    number = offset = 0
-    pending = [fetch("target.xml")]
-    while pending:
-        element = pending.pop(0)
-        tag = element.tag.rpartition("}")[2]
-        if tag == "include":
-            pending.insert(0, fetch(element.get("href", "")))
-        elif tag == "architecture":
-            if (element.text or "").strip() not in _ARCHITECTURES:
-                raise UnsupportedError(
-                    f"the guest is {(element.text or '').strip()[:40]!r}: kvmgdb knows x86 only"
-                )
-        elif tag == "reg":
-            number = _integer(element.get("regnum"), number)
-            bits = _integer(element.get("bitsize"), 0)
-            if number > MAX_REGISTERS or not 0 < bits <= MAX_REGISTER_BITS:
-                raise ProtocolError("the stub's target description has an impossible register")
-            size = (bits + 7) // 8
-            name = element.get("name", "")
-            register = BY_NAME.get(_ALIASES.get(name, name))
-            if register is not None:
-                registers.append(StubRegister(register, number, offset, size))
-            number += 1
-            offset += size
-        else:
-            pending[0:0] = list(element)
-    if not registers:
-        raise UnsupportedError("the stub describes no x86 register")
-    return StubRegisters(registers)
+    def _add(self, attributes: dict[str, str]) -> None:
+        number = _integer(attributes.get("regnum"), self._number)
+        bits = _integer(attributes.get("bitsize"), 0)
+        if not 0 <= number <= MAX_REGISTERS or not 0 < bits <= MAX_REGISTER_BITS:
+            raise ProtocolError("the stub's target description has an impossible register")
+        size = (bits + 7) // 8
+        name = attributes.get("name", "")
+        register = BY_NAME.get(_ALIASES.get(name, name))
+        if register is not None:
+            self.registers.append(StubRegister(register, number, self._offset, size))
+        self._number = number + 1
+        self._offset += size
 
 
 def _integer(text: str | None, default: int) -> int:
     try:
         return default if text is None else int(text, 0)
     except ValueError:
-        raise ProtocolError(f"the stub's target description has the number {text[:40]!r}") from None
+        found = repr(text)[:40]
+        raise ProtocolError(f"the stub's target description has the number {found}") from None
 
 
 def _default_layout() -> list[StubRegister]:

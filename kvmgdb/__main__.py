@@ -1,0 +1,5 @@
+"""``python -m kvmgdb``."""
+
+from kvmgdb.cli import main
+
+main()

@@ -1,0 +1,377 @@
+"""QEMU processes on this host: which there are, and how to reach their monitor.
+
+Everything comes from ``/proc``. A QEMU may live in another mount or network
+namespace (a container): its socket paths are taken relative to its own root and
+working directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvmgdb.errors import AccessDeniedError, KvmgdbError, TargetGoneError, TargetNotFoundError
+from kvmgdb.machine.address import SocketAddress
+from kvmgdb.machine.qmp import Qmp
+
+_BINARY = re.compile(r"qemu(-system-(x86_64|i386|amd64))?|qemu-kvm|kvm")
+_ACCEPTING = 0x10000  # __SO_ACCEPTCON in the Flags column of /proc/net/unix
+_TCP_LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class QemuProcess:
+    """A running QEMU. ``arguments`` is its command line without the program;
+    ``uptime`` is in seconds, ``memory`` (guest RAM as asked for) in bytes."""
+
+    pid: int
+    arguments: tuple[str, ...]
+    uptime: float
+    options: dict[str, list[str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The ``-name``, without its properties; "" where there is none."""
+        for value in reversed(self.options.get("name", [])):
+            for item in _split(value):
+                key, separator, text = item.partition("=")
+                if key == "guest" or not separator:
+                    return text if separator else item
+        return ""
+
+    @property
+    def vcpus(self) -> int:
+        for value in reversed(self.options.get("smp", [])):
+            return _vcpus(value)
+        return 1
+
+    @property
+    def memory(self) -> int:
+        for value in reversed(self.options.get("m", [])):
+            size = next(
+                (
+                    item.removeprefix("size=")
+                    for item in _split(value)
+                    if item.startswith("size=") or "=" not in item
+                ),
+                "128",
+            )
+            return _size(size)
+        return 128 << 20
+
+    @property
+    def accelerator(self) -> str:
+        """ "kvm", "tcg" ..., as the process shows it: an open KVM VM decides."""
+        try:
+            if _has_kvm_vm(self.pid):
+                return "kvm"
+            return "tcg"
+        except OSError:
+            pass
+        if "enable-kvm" in self.options:
+            return "kvm"
+        for value in self.options.get("accel", []) + self.options.get("machine", []):
+            match = re.search(r"(?:^|accel=)(kvm|tcg|xen)\b", value)
+            if match:
+                return match[1]
+        return "tcg"
+
+
+def qemu_processes() -> Iterator[QemuProcess]:
+    """All QEMU system emulators for x86 that this user can see."""
+    for entry in sorted(Path("/proc").iterdir(), key=lambda path: path.name):
+        if entry.name.isdigit():
+            process = read_qemu_process(int(entry.name))
+            if process is not None:
+                yield process
+
+
+def read_qemu_process(pid: int) -> QemuProcess | None:
+    """The QEMU with this PID, or None where the process is no QEMU or gone."""
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    words = raw.decode(errors="replace").split("\0")[:-1]
+    if not words or fields[0] in "ZX" or not _is_qemu(pid, words[0]):
+        return None
+    started = int(fields[19]) / _TICKS
+    arguments = tuple(words[1:])
+    return QemuProcess(pid, arguments, max(0.0, uptime - started), _parse_options(arguments))
+
+
+def find_qemu(name: str) -> QemuProcess:
+    """The QEMU whose ``-name`` is ``name``. Raises TargetNotFoundError where
+    there is none, or more than one."""
+    found = [process for process in qemu_processes() if process.name == name]
+    if not found:
+        raise TargetNotFoundError(f"no QEMU process has the name {name!r}")
+    if len(found) > 1:
+        pids = ", ".join(str(process.pid) for process in found)
+        raise TargetNotFoundError(
+            f"{len(found)} QEMU processes have the name {name!r} (PIDs {pids})", "name the PID"
+        )
+    return found[0]
+
+
+def _is_qemu(pid: int, program: str) -> bool:
+    try:
+        executable = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+    except OSError:
+        executable = program
+    return any(_BINARY.fullmatch(Path(name).name) for name in (executable, program))
+
+
+def _has_kvm_vm(pid: int) -> bool:
+    """Whether the process holds a KVM VM. Raises OSError without the right to look."""
+    directory = f"/proc/{pid}/fd"
+    for descriptor in os.listdir(directory):
+        try:
+            if os.readlink(f"{directory}/{descriptor}") == "anon_inode:kvm-vm":
+                return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
+# ---- the command line -----------------------------------------------------
+
+# Options of QEMU without a value whose next word must not be taken for one.
+_FLAGS = frozenset({"enable-kvm", "nographic", "nodefaults", "S", "s", "snapshot", "daemonize"})
+
+
+def _parse_options(arguments: tuple[str, ...]) -> dict[str, list[str]]:
+    options: dict[str, list[str]] = {}
+    index = 0
+    while index < len(arguments):
+        word = arguments[index]
+        index += 1
+        if not word.startswith("-"):
+            continue
+        option = word.lstrip("-")
+        value = ""
+        if option not in _FLAGS and index < len(arguments) and not arguments[index].startswith("-"):
+            value = arguments[index]
+            index += 1
+        options.setdefault(option, []).append(value)
+    return options
+
+
+def _split(value: str) -> list[str]:
+    """Items of a QEMU option; a doubled comma stands for one."""
+    return [item.replace("\0", ",") for item in value.replace(",,", "\0").split(",")]
+
+
+def _vcpus(value: str) -> int:
+    counts = {"sockets": 1, "dies": 1, "cores": 1, "threads": 1}
+    for item in _split(value):
+        key, separator, text = item.partition("=")
+        number = text if separator else item
+        if not number.isdigit():
+            continue
+        if not separator or key == "cpus":
+            return int(number)
+        if key in counts:
+            counts[key] = int(number)
+    return counts["sockets"] * counts["dies"] * counts["cores"] * counts["threads"]
+
+
+def _size(text: str) -> int:
+    """A memory size of QEMU's ``-m``: mebibytes unless a suffix says else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)[Bb]?", text)
+    if not match:
+        return 0
+    shift = {"k": 10, "": 20, "m": 20, "g": 30, "t": 40}[match[2].lower()]
+    return int(float(match[1]) * (1 << shift))
+
+
+# ---- sockets --------------------------------------------------------------
+
+
+def listening_sockets(pid: int) -> dict[str, SocketAddress]:
+    """Sockets on which a process listens, by inode. Paths are as seen from here.
+    Raises AccessDeniedError, or TargetGoneError when the process has exited."""
+    directory = f"/proc/{pid}/fd"
+    inodes = set()
+    try:
+        for descriptor in os.listdir(directory):
+            try:
+                match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"{directory}/{descriptor}"))
+            except FileNotFoundError:
+                continue
+            if match:
+                inodes.add(match[1])
+    except PermissionError:
+        raise AccessDeniedError(f"the host denies a look at the files of PID {pid}") from None
+    except FileNotFoundError:
+        raise TargetGoneError(f"process {pid} has exited") from None
+    found = {}
+    for inode, address in [*_unix_listeners(pid), *_tcp_listeners(pid)]:
+        if inode in inodes:
+            found[inode] = address
+    return found
+
+
+def _unix_listeners(pid: int) -> Iterator[tuple[str, SocketAddress]]:
+    for line in _read_lines(f"/proc/{pid}/net/unix"):
+        # Num RefCount Protocol Flags Type St Inode Path
+        fields = line.split(maxsplit=7)
+        if len(fields) == 8 and fields[3].isalnum() and int(fields[3], 16) & _ACCEPTING:
+            yield fields[6], SocketAddress(path=_from_here(pid, fields[7]))
+
+
+def _tcp_listeners(pid: int) -> Iterator[tuple[str, SocketAddress]]:
+    for table in ("tcp", "tcp6"):
+        for line in _read_lines(f"/proc/{pid}/net/{table}"):
+            fields = line.split()
+            if len(fields) > 9 and fields[3] == _TCP_LISTEN:
+                port = int(fields[1].rpartition(":")[2], 16)
+                host = "127.0.0.1" if table == "tcp" else "::1"
+                yield fields[9], SocketAddress(host=host, port=port)
+
+
+def _read_lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(errors="replace").splitlines()[1:]
+    except OSError:
+        return []
+
+
+def _from_here(pid: int, path: str) -> str:
+    """A socket path of another process, by a name that works for us."""
+    if path.startswith("@"):
+        return path
+    if not path.startswith("/"):
+        return f"/proc/{pid}/cwd/{path}"
+    try:
+        if os.stat(f"/proc/{pid}/root").st_ino == os.stat("/").st_ino and _same_mounts(pid):
+            return path
+    except OSError:
+        return path
+    return f"/proc/{pid}/root{path}"
+
+
+def _same_mounts(pid: int) -> bool:
+    return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+
+
+# ---- the monitor ----------------------------------------------------------
+
+
+def connect_qmp(process: QemuProcess) -> Qmp:
+    """A QMP connection to a QEMU. Raises TargetNotFoundError where it listens on
+    none, and otherwise the error of the last socket that was tried."""
+    sockets = listening_sockets(process.pid)
+    designated = _qmp_sockets(process, sockets)
+    candidates = designated or _unnamed_sockets(process, sockets)
+    failure: KvmgdbError | None = None
+    for address in candidates:
+        try:
+            return Qmp(address)
+        except KvmgdbError as error:
+            failure = error
+    if failure is not None and designated:
+        raise failure
+    raise TargetNotFoundError(
+        f"QEMU with PID {process.pid} listens on no QMP socket",
+        "start QEMU with -qmp unix:PATH,server=on,wait=off (its human monitor can open one: "
+        "chardev-add socket,...), or with -gdb and use rsp:HOST:PORT",
+    )
+
+
+def _qmp_sockets(process: QemuProcess, sockets: dict[str, SocketAddress]) -> list[SocketAddress]:
+    """The listening sockets that the command line makes QMP monitors."""
+    options = process.options
+    specifications = options.get("qmp", []) + options.get("qmp-pretty", [])
+    monitors = {
+        item.partition("=")[2] if "=" in item else item
+        for value in options.get("mon", [])
+        if "mode=control" in _split(value)
+        for item in _split(value)
+        if item.startswith("chardev=") or "=" not in item
+    }
+    specifications += [
+        value
+        for value in options.get("chardev", [])
+        if any(item.removeprefix("id=") in monitors for item in _split(value)[1:])
+    ]
+    return [
+        address
+        for specification in specifications
+        for inode, address in sockets.items()
+        if _names_socket(process.pid, specification, inode, address)
+    ]
+
+
+def _names_socket(pid: int, specification: str, inode: str, address: SocketAddress) -> bool:
+    """Whether ``unix:PATH,...``, ``tcp:HOST:PORT,...`` or ``socket,path=...``
+    (also ``port=``, ``fd=``) means this listening socket."""
+    items = _split(specification)
+    values = dict(item.split("=", 1) for item in items if "=" in item)
+    head = items[0]
+    if address.path:
+        path = values.get("path") or (head[5:] if head.startswith("unix:") else "")
+        if values.get("abstract") == "on":
+            path = "@" + path
+        if path and path not in ("@",):
+            # QEMU listens under the path as it was written.
+            return address.path in (path, _from_here(pid, path))
+    else:
+        port = values.get("port") or (head.rpartition(":")[2] if head.startswith("tcp:") else "")
+        if port:
+            return port == str(address.port)
+    if values.get("fd", "").isdigit():
+        try:
+            return os.readlink(f"/proc/{pid}/fd/{values['fd']}") == f"socket:[{inode}]"
+        except OSError:
+            return False
+    return False
+
+
+def _unnamed_sockets(
+    process: QemuProcess, sockets: dict[str, SocketAddress]
+) -> list[SocketAddress]:
+    """Listening Unix sockets that no option names: opened later, or by a
+    configuration file. A socket that belongs to a serial port or a display is
+    not probed: connecting would disturb the guest."""
+    line = "\0".join(process.arguments)
+    return [
+        address
+        for address in sockets.values()
+        if address.path and Path(address.path).name not in line
+    ]
+
+
+def gdb_stub_address(process: QemuProcess) -> SocketAddress | None:
+    """Where the QEMU listens for GDB by its command line (``-s``, ``-gdb``)."""
+    if "s" in process.options:
+        return SocketAddress(host="127.0.0.1", port=1234)
+    for value in reversed(process.options.get("gdb", [])):
+        return parse_chardev_address(value, process.pid)
+    return None
+
+
+def parse_chardev_address(text: str, pid: int | None = None) -> SocketAddress | None:
+    """``tcp:HOST:PORT,...`` or ``unix:PATH,...`` as QEMU writes a socket, also
+    with ``disconnected:`` before it; None for anything else."""
+    specification = text.removeprefix("disconnected:")
+    head = _split(specification)[0].partition(" <-> ")[0]
+    if head.startswith("unix:"):
+        path = head.removeprefix("unix:")
+        return SocketAddress(path=path if pid is None else _from_here(pid, path))
+    match = re.fullmatch(r"(?:tcp|telnet):(\[.*\]|[^:]*):(\d+)", head)
+    if not match:
+        return None
+    host = match[1].strip("[]")
+    if host in ("", "0.0.0.0"):
+        host = "127.0.0.1"
+    elif host == "::":
+        host = "::1"
+    return SocketAddress(host=host, port=int(match[2]))

@@ -1,0 +1,585 @@
+"""A virtual machine behind a GDB stub: ``rsp:HOST:PORT``, and the run control
+of the QEMU backend."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+
+from kvmgdb.errors import (
+    BreakpointError,
+    KvmgdbError,
+    MachineError,
+    NoFreeBreakpointError,
+    NoRamError,
+    ProtocolError,
+    TargetGoneError,
+    TargetTimeoutError,
+    UnsupportedError,
+)
+from kvmgdb.machine.address import SocketAddress
+from kvmgdb.machine.interface import (
+    Action,
+    BreakpointAbility,
+    BreakpointKind,
+    Machine,
+    MachineInfo,
+    MonitorAbility,
+    StepAbility,
+    StopEvent,
+    StopReason,
+    Vcpu,
+)
+from kvmgdb.machine.native import Memory
+from kvmgdb.machine.registers import (
+    BY_NAME,
+    STOP_GROUPS,
+    Group,
+    Register,
+    RegisterFile,
+)
+from kvmgdb.machine.stub_client import StubClient
+from kvmgdb.machine.stub_registers import StubRegisters, read_stub_registers
+
+STOP_TIMEOUT = 10.0
+MAX_VCPUS = 4096
+
+_WATCH_KINDS = {
+    b"watch": BreakpointKind.WRITE,
+    b"rwatch": BreakpointKind.READ,
+    b"awatch": BreakpointKind.ACCESS,
+}
+# GDB's numbers for the signals that QEMU uses to say why it stopped
+# (gdbstub/system.c, gdb_vm_state_change).
+_STOP_DETAILS = {
+    3: "the guest shut down",
+    6: "the VMM reports an internal error",
+    14: "the guest's watchdog expired",
+    17: "the VMM stopped the guest because of an I/O error",
+    24: "the VMM stopped the guest to finish a migration",
+}
+_SIGINT, _SIGTRAP = 2, 5
+
+
+class StubVcpu(Vcpu):
+    """A vCPU that is a thread of the stub; ``thread`` is the stub's name for it."""
+
+    def __init__(self, machine: StubMachine, index: int, thread: bytes) -> None:
+        self.machine = machine
+        self.index = index
+        self.thread = thread
+        self._registers = RegisterFile()
+        self._fetched: set[Group] = set()
+
+    def invalidate(self) -> None:
+        """Forgets the registers: the vCPU has run."""
+        if self._fetched:
+            self._registers = RegisterFile()
+            self._fetched = set()
+
+    def read_registers(self, groups: frozenset[Group]) -> RegisterFile:
+        if not self._fetched >= groups:
+            client = self.machine.stopped_client()
+            if not self._fetched >= STOP_GROUPS:
+                reply = self._request(client, b"g")
+                if reply.startswith(b"E") and len(reply) == 3:
+                    raise MachineError(f"the stub refuses to read the registers: {reply!r}")
+                self.machine.registers.decode(reply, self._registers)
+                self._fetched |= STOP_GROUPS
+            if not self._fetched >= groups:
+                self._fetch_one_by_one(client, groups - self._fetched)
+                self.machine.complete_registers(self, groups, self._registers)
+                self._fetched |= groups
+        return self._registers
+
+    def _fetch_one_by_one(self, client: StubClient, groups: frozenset[Group]) -> None:
+        """Registers that the stub has beyond its ``g`` packet's standard ones."""
+        entries = [
+            entry
+            for name, entry in self.machine.registers.by_name.items()
+            if BY_NAME[name].unit in groups and not self._registers.known[BY_NAME[name].number]
+        ]
+        if not entries:
+            return
+        requests = [b"p%x" % entry.number for entry in entries]
+        for entry, reply in zip(entries, self._request_all(client, requests), strict=True):
+            with contextlib.suppress(ValueError):
+                data = bytes.fromhex(reply.decode("ascii"))
+                if len(data) == entry.size:
+                    self._registers.set_bytes(entry.register, data)
+
+    def write_register(self, name: str, data: bytes) -> None:
+        register = BY_NAME[name]
+        client = self.machine.stopped_client()
+        entry = self.machine.registers.by_name.get(name)
+        if entry is None:
+            raise UnsupportedError(f"this target cannot write the register {name}")
+        value = data[: entry.size].ljust(entry.size, b"\0")
+        reply = self._request(client, b"P%x=%b" % (entry.number, value.hex().encode()))
+        if reply == b"":
+            self._write_all(client, register, value)
+        elif reply != b"OK":
+            raise MachineError(f"the stub refuses to write the register {name}")
+        self.invalidate()
+        written = self.read_registers(frozenset({register.unit})).get_bytes(register)
+        if written != value[: register.size].ljust(register.size, b"\0"):
+            shown = "unknown" if written is None else f"{int.from_bytes(written, 'little'):#x}"
+            raise MachineError(f"the target did not take the value: {name} is now {shown}")
+
+    def _write_all(self, client: StubClient, register: Register, value: bytes) -> None:
+        """Writes one register through ``G``, for stubs without ``P``."""
+        entry = self.machine.registers.by_name[register.name]
+        current = self._request(client, b"g")
+        start, end = 2 * entry.offset, 2 * (entry.offset + entry.size)
+        if len(current) < end:
+            raise UnsupportedError(f"this target cannot write the register {register.name}")
+        block = current[:start] + value.hex().encode() + current[end:]
+        if self._request(client, b"G" + block) != b"OK":
+            raise MachineError(f"the stub refuses to write the register {register.name}")
+
+    def read_memory(self, gva: int, length: int) -> bytes:
+        client = self.machine.stopped_client()
+        step = max(1, min((client.packet_size - 4) // 2, 0x10000))
+        data = bytearray()
+        while len(data) < length:
+            address = (gva + len(data)) & (2**64 - 1)
+            # One that stays within a page fails only where that page does.
+            count = min(step, length - len(data), 0x1000 - (address & 0xFFF))
+            reply = self._request(client, b"m%x,%x" % (address, count))
+            try:
+                piece = bytes.fromhex(reply.decode("ascii"))
+            except ValueError:
+                piece = b""
+            if not piece or len(piece) > count:
+                break
+            data += piece
+            if len(piece) < count:
+                break
+        if length and not data:
+            raise NoRamError(gva)
+        return bytes(data)
+
+    def write_memory(self, gva: int, data: bytes) -> None:
+        client = self.machine.stopped_client()
+        self.machine.check_writable(self, gva, len(data))
+        step = max(1, (client.packet_size - 48) // 2)
+        for start in range(0, len(data), step):
+            piece = data[start : start + step]
+            address = (gva + start) & (2**64 - 1)
+            request = b"M%x,%x:%b" % (address, len(piece), piece.hex().encode())
+            if self._request(client, request) != b"OK":
+                raise NoRamError(address)
+
+    @property
+    def state(self) -> str:
+        try:
+            reply = self.machine.stopped_client().request(b"qThreadExtraInfo," + self.thread)
+            text = bytes.fromhex(reply.decode("ascii")).decode("utf-8", "replace")
+        except (KvmgdbError, ValueError):
+            return ""
+        # QEMU says "CPU#0 [halted ]"; others say nothing that we can rely on.
+        match = re.search(r"\[(halted|running)\s*\]", text)
+        return match[1] if match else ""
+
+    def _request(self, client: StubClient, payload: bytes) -> bytes:
+        return self._request_all(client, [payload])[0]
+
+    def _request_all(self, client: StubClient, payloads: Sequence[bytes]) -> list[bytes]:
+        """Requests about this vCPU: selects it first, in the same write."""
+        if self.machine.selected == self.index:
+            return client.request_all(payloads)
+        replies = client.request_all([b"Hg" + self.thread, *payloads])
+        if replies[0] != b"OK":
+            raise MachineError(f"the stub does not know vCPU {self.index} any more")
+        self.machine.selected = self.index
+        return replies[1:]
+
+
+class StubBreakpoints(BreakpointAbility):
+    """Breakpoints that the stub itself keeps (``Z`` packets)."""
+
+    def __init__(self, machine: StubMachine) -> None:
+        self._machine = machine
+        self.inserted: set[tuple[BreakpointKind, int, int]] = set()
+
+    def supported(self) -> frozenset[BreakpointKind]:
+        return frozenset(BreakpointKind) - self._machine.missing_breakpoints
+
+    def insert(self, kind: BreakpointKind, address: int, length: int) -> None:
+        reply = self._machine.stopped_client().request(b"Z%d,%x,%x" % (kind.value, address, length))
+        if reply == b"OK":
+            self.inserted.add((kind, address, length))
+        elif reply == b"":
+            self._machine.missing_breakpoints |= {kind}
+            raise UnsupportedError(f"this target has no {_kind_name(kind)}s")
+        elif kind is BreakpointKind.SOFTWARE:
+            raise BreakpointError(f"the target refuses a breakpoint at {address:#x}")
+        else:
+            used = sum(1 for entry in self.inserted if entry[0] is not BreakpointKind.SOFTWARE)
+            raise NoFreeBreakpointError(
+                f"the target refuses a {_kind_name(kind)} at {address:#x}: "
+                f"{used} hardware breakpoints and watchpoints are set"
+            )
+
+    def remove(self, kind: BreakpointKind, address: int, length: int) -> None:
+        self.inserted.discard((kind, address, length))
+        reply = self._machine.stopped_client().request(b"z%d,%x,%x" % (kind.value, address, length))
+        if reply != b"OK":
+            raise BreakpointError(f"the target has no {_kind_name(kind)} at {address:#x}")
+
+    def find(self, address: int | None) -> BreakpointKind | None:
+        """The kind of breakpoint at an instruction address, if one is set."""
+        for kind in (BreakpointKind.SOFTWARE, BreakpointKind.HARDWARE):
+            if any(entry[0] is kind and entry[1] == address for entry in self.inserted):
+                return kind
+        return None
+
+
+def _kind_name(kind: BreakpointKind) -> str:
+    names = ("breakpoint", "hardware breakpoint", "watchpoint", "read watchpoint")
+    return names[kind.value] if kind.value < 4 else "access watchpoint"
+
+
+class QemuStepping(StepAbility):
+    """QEMU's extension ``Qqemu.sstep``."""
+
+    def __init__(self, machine: StubMachine, supported: int) -> None:
+        self._machine = machine
+        self._supported = supported
+
+    def supported_step_flags(self) -> int:
+        return self._supported
+
+    def step_flags(self) -> int:
+        reply = self._machine.stopped_client().request(b"qqemu.sstep")
+        try:
+            return int(reply, 16)
+        except ValueError:
+            raise ProtocolError(f"the stub answers qqemu.sstep with {reply[:40]!r}") from None
+
+    def set_step_flags(self, flags: int) -> None:
+        if self._machine.stopped_client().request(b"Qqemu.sstep=%x" % flags) != b"OK":
+            raise MachineError(f"the target refuses the step flags {flags:#x}")
+
+
+class StubMonitor(MonitorAbility):
+    """The monitor that the stub offers through ``qRcmd``."""
+
+    def __init__(self, machine: StubMachine) -> None:
+        self._machine = machine
+
+    def command(self, line: str, vcpu: int = 0) -> str:
+        text = self._machine.stopped_client().remote_command(line)
+        if text is None:
+            raise UnsupportedError("this target has no monitor of its own")
+        return text
+
+
+class StubMachine(Machine):
+    """A machine reached through a GDB stub and nothing else.
+
+    The stub stops the guest when we connect: that is how stubs are. Guest
+    memory is what the stub's vCPUs see (guest-virtual).
+    """
+
+    def __init__(self, address: SocketAddress) -> None:
+        self.address = address
+        self.vcpus: list[StubVcpu] = []
+        self.registers = StubRegisters(())
+        self.missing_breakpoints: frozenset[BreakpointKind] = frozenset()
+        self.selected: int | None = None
+        self._breakpoints = StubBreakpoints(self)
+        self._client: StubClient | None = None
+        self._running = False
+        self._resumed_once = False
+        self._gone_reported = False
+        self._found_halted = False
+        self._last_stop = StopEvent(StopReason.REQUEST)
+        self._stepping: frozenset[int] = frozenset()
+        self._stop_requested = False
+
+    @classmethod
+    def open(cls, address: SocketAddress) -> StubMachine:
+        """Connects; the guest stands when this returns."""
+        machine = cls(address)
+        machine.connect_stub(address)
+        client = machine.stopped_client()
+        status = client.remote_command("info status") or ""
+        machine._found_halted = "prelaunch" in status
+        if status:
+            machine.monitor = StubMonitor(machine)
+        return machine
+
+    # ---- the connection
+
+    def connect_stub(self, address: SocketAddress) -> None:
+        """Connects to the stub and learns what it has. The guest then stands."""
+        client = StubClient(address)
+        try:
+            self._client = client
+            self._last_stop = self._parse_stop(client.request(b"?"))
+            threads = self._list_threads(client)
+            if not self.vcpus:
+                self.vcpus = [StubVcpu(self, index, name) for index, name in enumerate(threads)]
+            else:
+                for vcpu, name in zip(self.vcpus, threads, strict=False):
+                    vcpu.thread = name
+            self._last_stop = StopEvent(StopReason.REQUEST, self._last_stop.vcpu)
+            self.registers = read_stub_registers(client)
+            self._actions = client.request(b"vCont?")
+            bits = client.request(b"qqemu.sstepbits")
+            self.breakpoints = self._breakpoints
+            if bits.startswith(b"ENABLE="):
+                supported = sum(int(bit) for bit in re.findall(rb"=(\d+)", bits)[:8])
+                self.stepping = QemuStepping(self, supported)
+        except BaseException:
+            self._client = None
+            client.close()
+            raise
+
+    def _list_threads(self, client: StubClient) -> list[bytes]:
+        names: list[bytes] = []
+        reply = client.request(b"qfThreadInfo")
+        while reply.startswith(b"m") and len(names) <= MAX_VCPUS:
+            names += reply[1:].split(b",")
+            reply = client.request(b"qsThreadInfo")
+        if not names:
+            # A stub without threads has one vCPU, which every name selects.
+            names = [b"0"]
+        if len(names) > MAX_VCPUS:
+            raise ProtocolError(f"the stub at {self.address} lists more than {MAX_VCPUS} vCPUs")
+        return names
+
+    def stopped_client(self) -> StubClient:
+        """The connection, for requests that need a stopped guest."""
+        if self._client is None:
+            raise TargetGoneError("the virtual machine is gone")
+        if self._running:
+            raise MachineError("the guest is running: stop it first")
+        return self._client
+
+    # ---- what subclasses know better
+
+    def complete_registers(
+        self, vcpu: StubVcpu, groups: frozenset[Group], into: RegisterFile
+    ) -> None:
+        """Adds registers that the stub does not have."""
+
+    def check_writable(self, vcpu: StubVcpu, gva: int, length: int) -> None:
+        """Raises where a write of ``length`` bytes would stop in the middle."""
+
+    # ---- Machine
+
+    @property
+    def memory(self) -> Memory | None:
+        return None
+
+    def write_physical(self, gpa: int, data: bytes) -> None:
+        raise UnsupportedError("guest-physical memory cannot be reached through this target")
+
+    def info(self) -> MachineInfo:
+        return MachineInfo(
+            name=str(self.address),
+            backend="GDB stub",
+            pid=None,
+            vcpus=len(self.vcpus),
+            accelerator="unknown",
+            state="running" if self._running else "stopped",
+            notes=("guest memory is read through the stub: guest-virtual, while stopped",),
+        )
+
+    @property
+    def running(self) -> bool:
+        return self._running
+
+    @property
+    def event_fds(self) -> tuple[int, ...]:
+        return () if self._client is None else (self._client.fileno(),)
+
+    def stop(self) -> StopEvent:
+        if not self._running:
+            return self._last_stop
+        self.request_stop()
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while True:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TargetTimeoutError("the guest did not stop within 10 s")
+            event = self._take_stop(self._connected().wait(remaining))
+            if event is not None:
+                return event
+
+    def request_stop(self) -> None:
+        if self._running:
+            self._stop_requested = True
+            self._connected().interrupt()
+
+    def resume(self, actions: Mapping[int, Action]) -> None:
+        client = self.stopped_client()
+        if not actions:
+            raise MachineError("no vCPU was told to run")
+        for vcpu in self.vcpus:
+            vcpu.invalidate()
+        self.selected = None
+        stepping = {index for index, action in actions.items() if action is Action.STEP}
+        if b"c" in self._actions.split(b";"):
+            packet = self._vcont(actions, stepping)
+        else:
+            packet = self._plain_resume(client, actions, stepping)
+        self._stepping = frozenset(stepping)
+        self._stop_requested = False
+        self._running = True
+        self._resumed_once = True
+        client.post(packet)
+
+    def _vcont(self, actions: Mapping[int, Action], stepping: set[int]) -> bytes:
+        if not stepping and len(actions) == len(self.vcpus):
+            return b"vCont;c"
+        parts = [b"vCont"]
+        parts += [b"s:" + self.vcpus[index].thread for index in sorted(stepping)]
+        parts += [b"c:" + self.vcpus[index].thread for index in sorted(actions.keys() - stepping)]
+        return b";".join(parts)
+
+    def _plain_resume(
+        self, client: StubClient, actions: Mapping[int, Action], stepping: set[int]
+    ) -> bytes:
+        """``Hc`` with ``s`` or ``c``, for a stub without ``vCont``."""
+        if len(stepping) > 1 or (not stepping and len(actions) < len(self.vcpus)):
+            raise UnsupportedError("this target cannot run some vCPUs and hold others")
+        if not stepping:
+            client.request(b"Hc-1")
+            return b"c"
+        client.request(b"Hc" + self.vcpus[stepping.pop()].thread)
+        return b"s"
+
+    def poll(self) -> StopEvent | None:
+        if self._client is None:
+            return None
+        try:
+            while (packet := self._client.poll()) is not None:
+                if self._running:
+                    event = self._take_stop(packet)
+                    if event is not None:
+                        return event
+                elif packet[:1] in (b"W", b"X"):
+                    return self._gone("the virtual machine has ended")
+        except TargetGoneError as error:
+            return self._gone(str(error))
+        return None
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is None:
+            return
+        with contextlib.suppress(KvmgdbError):
+            self._client = client
+            self._leave(client)
+        self._client = None
+        self._running = False
+        client.close()
+
+    def _leave(self, client: StubClient) -> None:
+        """Removes what we set and hands the guest back."""
+        self.stop()
+        self.clear_breakpoints()
+        if self._found_halted and not self._resumed_once:
+            return
+        client.post(b"D;1" if client.features.get("multiprocess") == "+" else b"D")
+        with contextlib.suppress(TargetTimeoutError):
+            client.wait(1.0)
+
+    def clear_breakpoints(self) -> None:
+        for kind, address, length in list(self._breakpoints.inserted):
+            with contextlib.suppress(BreakpointError):
+                self._breakpoints.remove(kind, address, length)
+
+    # ---- stop replies
+
+    def _connected(self) -> StubClient:
+        if self._client is None:
+            raise TargetGoneError("the virtual machine is gone")
+        return self._client
+
+    def _take_stop(self, packet: bytes) -> StopEvent | None:
+        """Notes that the machine stopped, or None for a packet that says else."""
+        if packet[:1] in (b"W", b"X"):
+            return self._gone("the virtual machine has ended")
+        if packet[:1] not in (b"T", b"S"):
+            return None
+        self._running = False
+        self.selected = None
+        for vcpu in self.vcpus:
+            vcpu.invalidate()
+        self._last_stop = self._refine(self._parse_stop(packet))
+        return self._last_stop
+
+    def _parse_stop(self, packet: bytes) -> StopEvent:
+        """``T05thread:p01.02;watch:ffff...;`` or ``S05``."""
+        try:
+            signal = int(packet[1:3], 16)
+        except ValueError:
+            raise ProtocolError(f"the stub sends the stop reply {packet[:60]!r}") from None
+        vcpu = self._last_stop.vcpu
+        reason = StopReason.STEP if signal == _SIGTRAP else StopReason.EXTERNAL
+        address = watch = None
+        for item in packet[3:].split(b";")[:64]:
+            key, _, value = item.partition(b":")
+            if key == b"thread":
+                vcpu = self._vcpu_of(value)
+            elif key in _WATCH_KINDS:
+                with contextlib.suppress(ValueError):
+                    address = int(value, 16)
+                    watch = _WATCH_KINDS[key]
+                    reason = StopReason.WATCHPOINT
+            elif key == b"swbreak":
+                reason = StopReason.BREAKPOINT
+            elif key == b"hwbreak":
+                reason = StopReason.HARDWARE_BREAKPOINT
+        detail = _STOP_DETAILS.get(signal, "")
+        if detail:
+            reason = StopReason.SHUTDOWN
+        return StopEvent(reason, vcpu, address, watch, detail)
+
+    def _refine(self, event: StopEvent) -> StopEvent:
+        """Tells a breakpoint from the end of a step, and our own request from
+        somebody else's: QEMU does not say."""
+        if event.reason is StopReason.EXTERNAL and self._stop_requested:
+            return StopEvent(StopReason.REQUEST, event.vcpu)
+        if event.reason is not StopReason.STEP:
+            return event
+        registers = self.vcpus[event.vcpu].read_registers(frozenset({Group.GENERAL}))
+        kind = self._breakpoints.find(registers.get("rip"))
+        if kind is None:
+            return event
+        if event.vcpu in self._stepping:
+            # The step ended on a breakpoint that has not executed yet.
+            return event
+        if kind is BreakpointKind.SOFTWARE:
+            return StopEvent(StopReason.BREAKPOINT, event.vcpu, registers.get("rip"))
+        return StopEvent(StopReason.HARDWARE_BREAKPOINT, event.vcpu, registers.get("rip"))
+
+    def _vcpu_of(self, thread: bytes) -> int:
+        for vcpu in self.vcpus:
+            if vcpu.thread == thread:
+                return vcpu.index
+        # "p01.02", "1.2" and "02" may name the same thread.
+        try:
+            number = int(thread.rpartition(b".")[2].lstrip(b"p"), 16)
+            for vcpu in self.vcpus:
+                if int(vcpu.thread.rpartition(b".")[2].lstrip(b"p"), 16) == number:
+                    return vcpu.index
+        except ValueError:
+            pass
+        return 0
+
+    def _gone(self, detail: str) -> StopEvent | None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        self._running = False
+        if self._gone_reported:
+            return None
+        self._gone_reported = True
+        return StopEvent(StopReason.EXITED, detail=detail)

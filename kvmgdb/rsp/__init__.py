@@ -1,0 +1,1 @@
+"""GDB's remote serial protocol (GDB manual, appendix E), server side."""

@@ -1,0 +1,69 @@
+"""vCPUs as threads: ``H T qfThreadInfo qsThreadInfo qThreadExtraInfo qXfer:threads``."""
+
+from __future__ import annotations
+
+from kvmgdb.rsp.commands.general import transfer
+from kvmgdb.rsp.dispatch import OK, MalformedPacketError, Reply, packet
+from kvmgdb.rsp.session import Session
+from kvmgdb.rsp.threads import format_thread, parse_thread, parse_vcpu
+
+
+@packet("H")
+def select(session: Session, arguments: bytes) -> Reply:
+    """``Hg<thread>`` for registers and memory, ``Hc<thread>`` for ``c`` and ``s``."""
+    number = parse_thread(arguments[1:], len(session.machine.vcpus), "H")
+    index = number - 1 if number > 0 else None
+    if arguments[:1] == b"g":
+        session.register_index = index
+    elif arguments[:1] == b"c":
+        session.continue_index = index
+    else:
+        raise MalformedPacketError("H", arguments)
+    return OK
+
+
+@packet("T")
+def is_alive(session: Session, arguments: bytes) -> Reply:
+    """``T<thread>``"""
+    parse_vcpu(arguments, len(session.machine.vcpus), "T")
+    return OK
+
+
+@packet("qfThreadInfo", arguments=False)
+def first_threads(session: Session, arguments: bytes) -> Reply:
+    """``m<thread>,<thread>...``; all of them at once."""
+    if not session.has_machine:
+        return Reply(b"l")
+    ids = (format_thread(session, vcpu.index) for vcpu in session.machine.vcpus)
+    return Reply(b"m" + ",".join(ids).encode("ascii"))
+
+
+@packet("qsThreadInfo", arguments=False)
+def more_threads(session: Session, arguments: bytes) -> Reply:
+    return Reply(b"l")
+
+
+@packet("qThreadExtraInfo,")
+def extra_info(session: Session, arguments: bytes) -> Reply:
+    """``qThreadExtraInfo,<thread>`` -> a line of text in hex."""
+    index = parse_vcpu(arguments, len(session.machine.vcpus), "qThreadExtraInfo,")
+    state = session.machine.vcpus[index].state
+    text = f"vCPU {index} [{state}]" if state else f"vCPU {index}"
+    return Reply(text.encode("utf-8").hex().encode("ascii"))
+
+
+@packet("qXfer:threads:read:")
+def thread_list(session: Session, arguments: bytes) -> Reply:
+    """``qXfer:threads:read::offset,length``: the same as XML, with names."""
+    annex, colon, window = arguments.partition(b":")
+    if annex or not colon:
+        return Reply(b"E00")
+    lines = ['<?xml version="1.0"?><threads>']
+    for vcpu in session.machine.vcpus if session.has_machine else ():
+        thread = format_thread(session, vcpu.index)
+        lines.append(
+            f'<thread id="{thread}" core="{vcpu.index}" name="vCPU {vcpu.index}">'
+            f"{vcpu.state}</thread>"
+        )
+    lines.append("</threads>")
+    return transfer("".join(lines).encode("utf-8"), window, "qXfer:threads:read:")

@@ -1,0 +1,252 @@
+"""One debugger's connection: its settings, its packets, its replies.
+
+A session knows nothing of sockets: bytes come in through :meth:`Session.feed`
+and leave through the :class:`Connection` it was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Awaitable
+from typing import Protocol
+
+from kvmgdb.errors import KvmgdbError, MachineError, TargetGoneError
+from kvmgdb.machine.interface import Machine, StopEvent, StopReason, Vcpu
+from kvmgdb.machine.native import rsp_frame, rsp_unescape
+from kvmgdb.rsp import stop_reply
+from kvmgdb.rsp.debuggee import Debuggee
+from kvmgdb.rsp.dispatch import PACKET_SIZE, Reply, find_handler
+from kvmgdb.rsp.packet import BadPacket, Interrupt, Item, Nak, PacketReader
+
+# Packets that a client may have on their way before it reads a reply. GDB waits
+# for each; what goes on beyond this is not a debugger.
+_MAX_QUEUED = 256
+_numbers = itertools.count(1)
+
+
+class Connection(Protocol):
+    """Where a session's bytes go."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Session:
+    """A debugger at the other end of ``connection``.
+
+    ``peer`` says who it is, in words. Attributes that packet handlers use:
+    ``machine`` (raises TargetGoneError), ``register_vcpu`` (what ``Hg``
+    selected), ``features`` (what the client announced).
+    """
+
+    def __init__(self, debuggee: Debuggee, connection: Connection, peer: str) -> None:
+        self.debuggee = debuggee
+        self.connection = connection
+        self.number = next(_numbers)
+        self.name = f"debugger {self.number} ({peer})"
+        self.features: frozenset[str] = frozenset()
+        self.register_index: int | None = None
+        self.continue_index: int | None = None
+        self.physical_memory = False
+        self.last_event: StopEvent | None = None
+        self.attached = False
+        self.closed = False
+        self._refused = ""
+        self._reader = PacketReader(PACKET_SIZE)
+        self._acks = True
+        self._last_frame = b""
+        self._queue: deque[Item] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    # ---- what handlers ask
+
+    @property
+    def machine(self) -> Machine:
+        """The machine. Raises TargetGoneError where this debugger is not, or no
+        longer, attached to one."""
+        if self._refused:
+            raise TargetGoneError(self._refused)
+        if not self.attached:
+            raise TargetGoneError("this debugger has detached from the virtual machine")
+        return self.debuggee.machine
+
+    @property
+    def has_machine(self) -> bool:
+        return self.attached and self.debuggee.alive
+
+    @property
+    def register_vcpu(self) -> Vcpu:
+        """The vCPU that register and memory packets are about."""
+        vcpus = self.machine.vcpus
+        index = self.register_index
+        if index is None:
+            index = self.current_index
+        return vcpus[index] if index < len(vcpus) else vcpus[0]
+
+    @property
+    def current_index(self) -> int:
+        """The vCPU of the last stop that this debugger was told."""
+        event = self.last_event or self.debuggee.last_stop
+        return event.vcpu if event.vcpu < len(self.machine.vcpus) else 0
+
+    def require_stopped(self) -> None:
+        """Raises MachineError while this debugger has let the guest run."""
+        if self.has_machine and not self.debuggee.holds(self):
+            raise MachineError("the guest is running: interrupt it first")
+
+    def attach(self) -> None:
+        """Attaches to the machine, which stops. Raises KvmgdbError."""
+        if not self.attached:
+            self.debuggee.attach(self)
+            self.attached = True
+            self._refused = ""
+            self.last_event = None
+
+    def detach(self) -> None:
+        """Lets the machine go and removes what this debugger has set in it."""
+        if self.attached:
+            self.attached = False
+            self.debuggee.detach(self)
+
+    def use_no_acks(self) -> None:
+        """From the next packet on, none is acknowledged any more."""
+        self._acks = False
+
+    # ---- bytes
+
+    def feed(self, data: bytes) -> None:
+        """Takes what the client sent."""
+        for item in self._reader.feed(data):
+            if isinstance(item, Interrupt):
+                self._interrupt()
+            elif self._task is not None or self._queue:
+                if len(self._queue) >= _MAX_QUEUED:
+                    self.debuggee.log(f"{self.name} sends without waiting for replies: dropped")
+                    self.close()
+                    return
+                self._queue.append(item)
+            else:
+                self._handle(item)
+            if self.closed:
+                return
+
+    def close(self) -> None:
+        """The connection is gone, or to be dropped; what it held is given back."""
+        if self.closed:
+            return
+        self.closed = True
+        self._queue.clear()
+        if self._task is not None:
+            self._task.cancel()
+        self.connection.close()
+        self.detach()
+
+    def _interrupt(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self.debuggee.interrupt(self)
+
+    def _handle(self, item: Item) -> None:
+        if isinstance(item, Nak):
+            if self._last_frame:
+                self.connection.write(self._last_frame)
+        elif isinstance(item, BadPacket):
+            self._refuse(item)
+        elif not isinstance(item, Interrupt):
+            self._execute(item.payload)
+
+    def _refuse(self, item: BadPacket) -> None:
+        self.debuggee.log(f"{self.name} sent {item.reason}: not executed")
+        if self._acks and "checksum" in item.reason:
+            self.connection.write(b"-")
+        else:
+            # Nobody asks again for it: the client waits for a reply.
+            self._send(Reply(b"E4a"), ack=self._acks)
+
+    def _execute(self, payload: bytes) -> None:
+        acks = self._acks
+        if b"}" in payload:
+            try:
+                payload = rsp_unescape(payload, runs=False)
+            except KvmgdbError as error:
+                self._send(self.error(error), ack=acks)
+                return
+        try:
+            self._attach_once()
+            handler, arguments = find_handler(payload)
+            if handler is None:
+                self._send(Reply(b""), ack=acks)
+                return
+            result = handler(self, arguments)
+        except KvmgdbError as error:
+            result = self.error(error)
+        if result is None:
+            if acks:
+                self.connection.write(b"+")
+        elif isinstance(result, Reply):
+            self._send(result, ack=acks)
+        else:
+            if acks:
+                self.connection.write(b"+")
+            self._task = asyncio.ensure_future(self._finish(result))
+
+    def _attach_once(self) -> None:
+        """The first packet makes a client a debugger: only then the guest stops."""
+        if not self.attached and self.last_event is None and not self._refused:
+            try:
+                self.attach()
+                self.debuggee.log(f"{self.name} attached")
+            except KvmgdbError as error:
+                self._refused = str(error)
+                remedy = f"; {error.remedy}" if error.remedy else ""
+                self.debuggee.log(f"{self.name} cannot attach: {error}{remedy}")
+            self.last_event = self.debuggee.last_stop
+
+    async def _finish(self, pending: Awaitable[Reply]) -> None:
+        """Waits for a handler that takes its time; packets queue up meanwhile."""
+        try:
+            reply = await pending
+        except KvmgdbError as error:
+            reply = self.error(error)
+        except asyncio.CancelledError:
+            reply = self.error(KvmgdbError("interrupted"))
+        self._task = None
+        if not self.closed:
+            self._send(reply, ack=False)
+        while self._queue and self._task is None and not self.closed:
+            self._handle(self._queue.popleft())
+
+    def _send(self, reply: Reply, ack: bool) -> None:
+        frame = reply.framed or rsp_frame(reply.payload, binary=False, runs=True)
+        self._last_frame = frame if self._acks else b""
+        self.connection.write(b"+" + frame if ack else frame)
+
+    def error(self, error: KvmgdbError) -> Reply:
+        """The reply for an error: its text where the client can show it."""
+        if "error-message" in self.features:
+            text = str(error) + (f" ({error.remedy})" if error.remedy else "")
+            printable = "".join(c if " " <= c <= "~" and c not in "#$}*" else "?" for c in text)
+            return Reply(b"E." + printable.encode("ascii"))
+        return Reply(b"E%02x" % (error.errno & 0xFF))
+
+    # ---- Debugger
+
+    def stopped(self, event: StopEvent) -> None:
+        self.last_event = event
+        if event.reason is StopReason.EXITED:
+            self._refused = event.detail or "the virtual machine is gone"
+            self.attached = False
+        try:
+            reply = stop_reply.build(self, event)
+        except KvmgdbError as error:
+            reply = self.error(error)
+        if event.detail and event.reason is not StopReason.EXITED:
+            self.console(f"kvmgdb: {event.detail}\n")
+        self._send(reply, ack=False)
+
+    def console(self, text: str) -> None:
+        self.connection.write(rsp_frame(b"O" + text.encode().hex().encode(), False, False))
