@@ -1,0 +1,108 @@
+"""``kvmgdb demo``: boots a stock kernel and shows GDB debugging it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from kvmgdb.demo.batch import run_batch
+from kvmgdb.demo.guest import GuestOptions, LinuxGuest
+from kvmgdb.demo.kernel import fetch_kernel
+from kvmgdb.demo.progress import step
+from kvmgdb.demo.server import Server
+from kvmgdb.demo.tour import Facts, ask_guest, tour
+from kvmgdb.errors import HostError, MachineError
+
+
+@click.command()
+@click.option("--batch", is_flag=True, help="Do not hand over to you: show GDB at work, then end.")
+@click.option("--gdb", default="gdb", show_default=True, metavar="PROGRAM", help="The GDB to use.")
+def demo(batch: bool, gdb: str) -> None:
+    """Boot a stock Debian kernel in QEMU and debug it with GDB.
+
+    The kernel is fetched as a package, never installed. On a terminal you get
+    GDB, connected to the guest; with --batch (and without a terminal) GDB is
+    driven through a short tour, and every step of it is checked.
+    """
+    if shutil.which(gdb) is None:
+        raise HostError(f"there is no program {gdb}", remedy="install gdb, or name one with --gdb")
+    console = Console(highlight=False)
+    with _terminable():
+        kernel = fetch_kernel()
+        with LinuxGuest(kernel, GuestOptions(name="kvmgdb-demo")) as guest:
+            with step(f"booting Linux {kernel.release} in QEMU: two vCPUs, KASLR on", console):
+                guest.wait_ready()
+            facts = ask_guest(guest)
+            before = guest.progress()
+            with Server(str(guest.pid)) as server:
+                if batch or not sys.stdin.isatty():
+                    console.print(f"kvmgdb serve {guest.pid} --listen unix:{server.socket}")
+                    run_batch(gdb, str(server.socket), tour(facts), console)
+                else:
+                    _hand_over(gdb, str(server.socket), facts, console)
+            _prove_alive(guest, before, console)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end the demo as Ctrl-C does: everything is cleaned up."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _hand_over(gdb: str, address: str, facts: Facts, console: Console) -> None:
+    console.print(
+        Text.assemble(
+            "\nGDB is yours, connected to the guest, which stands still. Try:\n\n",
+            ("  info threads                      ", "cyan"),
+            "the two vCPUs\n",
+            ("  info registers cr3 idtr_base      ", "cyan"),
+            "control registers\n",
+            ("  x/5i $pc                          ", "cyan"),
+            "where it stands\n",
+            (f"  hbreak *{facts.interrupt:#x}        ", "cyan"),
+            "the timer's code: then `continue`\n",
+            (f"  watch *(long *) {facts.jiffies:#x}", "cyan"),
+            "jiffies_64: then `continue`\n",
+            ("  monitor help                      ", "cyan"),
+            "what the server can do\n",
+            ("  detach, quit                      ", "cyan"),
+            "the guest runs on, and the demo ends\n",
+        )
+    )
+
+    def stay(number: int, frame: FrameType | None) -> None:
+        """Ctrl-C is for GDB, which shares our terminal."""
+
+    previous = signal.signal(signal.SIGINT, stay)
+    try:
+        subprocess.run([gdb, "-q", "-ex", f"target remote {address}"], check=False)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _prove_alive(guest: LinuxGuest, before: int, console: Console) -> None:
+    """Raises MachineError where the guest does not run on after all that."""
+    if not guest.makes_progress():
+        raise MachineError("the guest makes no progress after GDB detached")
+    after = guest.progress()
+    console.print()
+    console.print(Text("-- The guest runs on", style="bold"))
+    console.print(f"its workers' counter: {before} before GDB came, {after} now, and growing")

@@ -1,0 +1,183 @@
+"""What the demo shows in GDB, and how it knows that it was really shown.
+
+Each stop of the tour is a few GDB commands, as a user would type them, and a
+check of what GDB answered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kvmgdb.demo.guest import LinuxGuest
+
+# The vector of the local APIC's timer (arch/x86/include/asm/irq_vectors.h): the
+# guest's kernel takes it hundreds of times a second under the workers' load.
+TIMER_VECTOR = 0xEC
+
+# A check returns what is wrong with GDB's answer, or an empty string.
+Check = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One stop of the tour; ``proves`` says what holds when ``check`` finds nothing."""
+
+    title: str
+    commands: Sequence[str]
+    check: Check
+    proves: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Addresses (GVA) as the guest's own /proc/kallsyms gives them, and its version."""
+
+    jiffies: int
+    interrupt: int
+    banner: int
+    version: str
+
+
+def ask_guest(guest: LinuxGuest) -> Facts:
+    """Asks the guest, while it runs, where its kernel is."""
+    return Facts(
+        jiffies=guest.symbol("jiffies_64"),
+        interrupt=guest.symbol("hrtimer_interrupt"),
+        banner=guest.symbol("linux_banner"),
+        version=guest.read_file("/proc/version").decode().strip(),
+    )
+
+
+def tour(facts: Facts) -> list[Stop]:
+    """The tour of a guest with these facts; GDB is connected when it begins."""
+    return [
+        Stop(
+            "The vCPUs are GDB's threads",
+            ["info threads"],
+            _vcpus,
+            "two vCPUs",
+        ),
+        Stop(
+            "General and control registers",
+            [
+                "info registers rip rsp rbp rax rbx rcx rdx rsi rdi eflags cs",
+                "info registers cr0 cr2 cr3 cr4 efer fs_base gs_base k_gs_base",
+                "info registers idtr_base",
+            ],
+            _registers,
+            "all registers have values; paging and long mode are on",
+        ),
+        Stop(
+            "The instructions at the program counter",
+            ["x/5i $pc"],
+            _disassembly,
+            "five instructions were read from the guest",
+        ),
+        Stop(
+            "The interrupt descriptor table: where does the timer interrupt go?",
+            [
+                f"set $gate = (unsigned long) $idtr_base + 16 * {TIMER_VECTOR:#x}",
+                "x/2gx $gate",
+                "set $entry = ((unsigned long) *(unsigned int *) ($gate + 8) << 32)"
+                " | (*(unsigned int *) ($gate + 4) & 0xffff0000)"
+                " | *(unsigned short *) $gate",
+                "print/x $entry",
+            ],
+            lambda text: "" if _value(text) >> 47 == 0x1FFFF else "that is no kernel address",
+            "the gate leads into the kernel",
+        ),
+        Stop(
+            "A software breakpoint there, and on to it",
+            ["break *$entry", "continue", "print $pc == $entry"],
+            _breakpoint,
+            "the guest stopped at the interrupt's entry",
+        ),
+        Stop(
+            "One instruction",
+            ["x/2i $pc", "stepi", "print/x $pc"],
+            _step,
+            "the vCPU stands on the next instruction",
+        ),
+        Stop(
+            "A hardware breakpoint, deeper in the kernel (hrtimer_interrupt)",
+            [
+                "delete",
+                f"hbreak *{facts.interrupt:#x}",
+                "continue",
+                f"print $pc == {facts.interrupt:#x}",
+            ],
+            _breakpoint,
+            "the guest stopped in its timer code",
+        ),
+        Stop(
+            "Guest memory: the kernel's banner",
+            ["set print elements 400", f"x/s {facts.banner:#x}"],
+            lambda text: "" if facts.version in text else "that is not what /proc/version says",
+            "the same text as the guest's own /proc/version",
+        ),
+        Stop(
+            "A watchpoint on a kernel variable (jiffies_64)",
+            ["delete", f"watch *(unsigned long *) {facts.jiffies:#x}", "continue", "x/i $pc"],
+            _watchpoint,
+            "the guest stopped because the variable had changed",
+        ),
+        Stop(
+            "And off again",
+            ["delete", "detach"],
+            lambda text: "" if "detached]" in text else "GDB did not detach",
+            "GDB has let go of the guest",
+        ),
+    ]
+
+
+def _vcpus(text: str) -> str:
+    names = re.findall(r"vCPU (\d+)", text)
+    return "" if names == ["0", "1"] else f"expected vCPU 0 and vCPU 1, and saw {names}"
+
+
+def _registers(text: str) -> str:
+    values = dict(re.findall(r"^(\w+) +(0x[0-9a-f]+)\s", text, re.MULTILINE))
+    wanted = (
+        "rip rsp rbp rax rbx rcx rdx rsi rdi eflags cs"
+        " cr0 cr2 cr3 cr4 efer fs_base gs_base k_gs_base idtr_base"
+    )
+    missing = [name for name in wanted.split() if name not in values]
+    if missing:
+        return f"no value for {', '.join(missing)}"
+    if not int(values["cr0"], 16) >> 31 & 1:
+        return "paging is off in cr0"
+    return "" if int(values["efer"], 16) >> 10 & 1 else "long mode is off in efer"
+
+
+def _disassembly(text: str) -> str:
+    count = len(re.findall(r"^(?:=>|  ) 0x[0-9a-f]+.*:\t\w", text, re.MULTILINE))
+    return "" if count == 5 else f"{count} instructions were shown, not 5"
+
+
+def _value(text: str) -> int:
+    """The last value that ``print/x`` showed; 0 where there is none."""
+    values = re.findall(r"^\$\d+ = (0x[0-9a-f]+)$", text, re.MULTILINE)
+    return int(values[-1], 16) if values else 0
+
+
+def _breakpoint(text: str) -> str:
+    if not re.search(r"hit (?:Hardware )?[Bb]reakpoint \d+", text):
+        return "the breakpoint was not hit"
+    return "" if re.search(r"^\$\d+ = 1$", text, re.MULTILINE) else "it stopped elsewhere"
+
+
+def _step(text: str) -> str:
+    addresses = re.findall(r"^(?:=>|  ) (0x[0-9a-f]+)", text, re.MULTILINE)
+    if len(addresses) < 2:
+        return "the next instruction was not shown"
+    return "" if _value(text) == int(addresses[1], 16) else "the vCPU stands elsewhere"
+
+
+def _watchpoint(text: str) -> str:
+    old = re.search(r"^Old value = (\d+)$", text, re.MULTILINE)
+    new = re.search(r"^New value = (\d+)$", text, re.MULTILINE)
+    if "ardware watchpoint" not in text or old is None or new is None:
+        return "the watchpoint was not hit"
+    return "" if int(new[1]) > int(old[1]) else "the variable did not grow"
