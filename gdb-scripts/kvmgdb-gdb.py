@@ -8,24 +8,29 @@ Needs nothing but GDB's own Python (GDB 13 or newer)::
 Each command leaves the selected thread and frame as they were.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import gdb
 
 _ERROR_PREFIX = "kvmgdb: "
+_Invoke = Callable[[Any, str, bool], None]
 
 
 class _Kvm(gdb.Command):
     """Commands for a virtual machine that is debugged through kvmgdb."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("kvm", gdb.COMMAND_USER, prefix=True)
 
-    def invoke(self, argument, from_tty):
+    def invoke(self, argument: str, from_tty: bool) -> None:
         gdb.execute("help kvm")
 
 
-def _monitor(line):
+def _monitor(line: str) -> str:
     """What the server prints for a monitor command. Raises gdb.GdbError."""
     try:
         text = gdb.execute(f"monitor {line}", to_string=True)
@@ -36,30 +41,30 @@ def _monitor(line):
     return text
 
 
-def _needs_stopped_guest(function):
+def _needs_stopped_guest(function: _Invoke) -> _Invoke:
     """Precondition of commands that read registers."""
 
     @functools.wraps(function)
-    def checked(self, argument, from_tty):
+    def checked(self: Any, argument: str, from_tty: bool) -> None:
         thread = gdb.selected_thread()
         if thread is None:
             raise gdb.GdbError("no vCPU is selected: connect with `target remote` first")
         if thread.is_running():
             raise gdb.GdbError("the guest is running: interrupt it first")
-        return function(self, argument, from_tty)
+        function(self, argument, from_tty)
 
     return checked
 
 
-def _keeps_selection(function):
+def _keeps_selection(function: _Invoke) -> _Invoke:
     """Restores the selected thread and frame afterwards."""
 
     @functools.wraps(function)
-    def restoring(self, argument, from_tty):
+    def restoring(self: Any, argument: str, from_tty: bool) -> None:
         thread = gdb.selected_thread()
         frame = gdb.selected_frame() if thread is not None else None
         try:
-            return function(self, argument, from_tty)
+            function(self, argument, from_tty)
         finally:
             if thread is not None and thread.is_valid():
                 thread.switch()
@@ -69,7 +74,7 @@ def _keeps_selection(function):
     return restoring
 
 
-def _register(name):
+def _register(name: str) -> int | None:
     """A register of the newest frame as an unsigned integer, or None where the
     machine does not know it."""
     value = gdb.newest_frame().read_register(name)
@@ -81,28 +86,28 @@ def _register(name):
         return None
 
 
-def _hex(value):
+def _hex(value: int | None) -> str:
     return "unknown" if value is None else f"{value:#x}"
 
 
 class _KvmInfo(gdb.Command):
     """Show the machine behind the connection: kvm info [memory|vcpus]."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("kvm info", gdb.COMMAND_STATUS)
 
-    def invoke(self, argument, from_tty):
+    def invoke(self, argument: str, from_tty: bool) -> None:
         gdb.write(_monitor(f"info {argument}".strip()))
 
 
 class _KvmTranslate(gdb.Command):
     """Walk the page tables of the selected vCPU: kvm translate EXPRESSION."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("kvm translate", gdb.COMMAND_DATA, gdb.COMPLETE_EXPRESSION)
 
     @_needs_stopped_guest
-    def invoke(self, argument, from_tty):
+    def invoke(self, argument: str, from_tty: bool) -> None:
         if not argument:
             raise gdb.GdbError("usage: kvm translate EXPRESSION")
         address = int(gdb.parse_and_eval(argument)) & 0xFFFFFFFFFFFFFFFF
@@ -112,12 +117,12 @@ class _KvmTranslate(gdb.Command):
 class _KvmVcpus(gdb.Command):
     """Show where every vCPU is: instruction pointer, stack, mode, page tables."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("kvm vcpus", gdb.COMMAND_STATUS)
 
     @_needs_stopped_guest
     @_keeps_selection
-    def invoke(self, argument, from_tty):
+    def invoke(self, argument: str, from_tty: bool) -> None:
         for thread in sorted(gdb.selected_inferior().threads(), key=lambda item: item.num):
             thread.switch()
             selector = _register("cs")
@@ -133,18 +138,18 @@ class _KvmIdt(gdb.Command):
 
     Without a vector, all gates that are present."""
 
-    _TYPES = {0xE: "interrupt", 0xF: "trap", 0x5: "task"}
+    _TYPES: ClassVar = {0xE: "interrupt", 0xF: "trap", 0x5: "task"}
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("kvm idt", gdb.COMMAND_DATA)
 
     @_needs_stopped_guest
-    def invoke(self, argument, from_tty):
+    def invoke(self, argument: str, from_tty: bool) -> None:
         base, limit = _register("idtr_base"), _register("idtr_limit")
         if base is None or limit is None:
             raise gdb.GdbError("this machine does not tell where its IDT is")
         count = min(256, (limit + 1) // 16)
-        vectors = range(count)
+        vectors: Sequence[int] = range(count)
         if argument:
             vector = int(gdb.parse_and_eval(argument))
             if not 0 <= vector < count:
@@ -159,7 +164,7 @@ class _KvmIdt(gdb.Command):
             if entry[5] & 0x80 or argument:
                 gdb.write(self._describe(vector, entry))
 
-    def _describe(self, vector, entry):
+    def _describe(self, vector: int, entry: bytes) -> str:
         if not entry[5] & 0x80:
             return f"{vector:3d}  not present\n"
         handler = int.from_bytes(entry[0:2] + entry[6:12], "little")

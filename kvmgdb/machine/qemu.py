@@ -243,7 +243,7 @@ class QemuMachine(StubMachine):
             address = parse_chardev_address(filename, self.pid)
             if address is None:
                 raise TargetBusyError(
-                    f"QEMU's GDB stub is on {filename.partition(',')[0]!r}, which kvmgdb cannot use",
+                    f"kvmgdb cannot use QEMU's GDB stub on {filename.partition(',')[0]!r}",
                     "start QEMU without -gdb: kvmgdb starts the stub by itself",
                 )
             if not filename.startswith("disconnected:"):

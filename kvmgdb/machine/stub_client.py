@@ -137,10 +137,9 @@ class StubClient:
                 features[name] = value
             elif item[-1:] in ("+", "-", "?"):
                 features[item[:-1]] = item[-1]
-        if features.get("QStartNoAckMode") == "+":
-            if self.request(b"QStartNoAckMode") == b"OK":
-                self._flush_ack()
-                self._acks = False
+        if features.get("QStartNoAckMode") == "+" and self.request(b"QStartNoAckMode") == b"OK":
+            self._flush_ack()
+            self._acks = False
         return features
 
     def _send(self, data: bytes) -> None:
