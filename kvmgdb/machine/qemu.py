@@ -304,7 +304,7 @@ class QemuMachine(StubMachine):
 
     @property
     def memory(self) -> Memory | None:
-        return None if self._map is None else self._map.memory
+        return super().memory if self._map is None else self._map.memory
 
     def current_memory(self, vcpu: StubVcpu) -> Memory | None:
         """Guest-physical memory by a layout that is still true for ``vcpu``.
@@ -335,25 +335,15 @@ class QemuMachine(StubMachine):
             memory.read_virtual(paging, gva, length)
 
     def write_physical(self, gpa: int, data: bytes) -> None:
-        client = self.stopped_client()
-        region = self._region_of(gpa, len(data))
-        if region.read_only:
+        if self._region_of(gpa, len(data)).read_only:
             raise ReadOnlyMemoryError(gpa)
-        step = max(1, (client.packet_size - 48) // 2)
-        requests = [b"Qqemu.PhyMemMode:1"]
-        for start in range(0, len(data), step):
-            piece = data[start : start + step]
-            requests.append(b"M%x,%x:%b" % (gpa + start, len(piece), piece.hex().encode()))
-        try:
-            replies = client.request_all(requests)
-        finally:
-            client.request(b"Qqemu.PhyMemMode:0")
-        if any(reply != b"OK" for reply in replies):
-            raise MachineError(f"QEMU refuses to write guest-physical memory at {gpa:#x}")
+        super().write_physical(gpa, data)
 
     def _region_of(self, gpa: int, length: int) -> RamRegion:
+        if self._map is None:
+            return RamRegion(gpa, length, "unknown", "stub")
         self._refresh_map()
-        for region in () if self._map is None else self._map.regions:
+        for region in self._map.regions:
             if region.gpa <= gpa and gpa + length <= region.gpa + region.size:
                 return region
         raise NoRamError(gpa)
@@ -418,6 +408,8 @@ class QemuMachine(StubMachine):
             if event.name == "RESET":
                 self._ran_since_map = True
                 self._map_time = 0.0
+                for vcpu in self.vcpus:
+                    vcpu.invalidate()
             elif event.name == "SHUTDOWN":
                 self._exit_detail = f"QEMU ended: {event.data.get('reason', 'unknown reason')}"
             elif event.name in ("RESUME", "STOP"):
@@ -464,8 +456,6 @@ class QemuMachine(StubMachine):
                 raise TargetTimeoutError("QEMU did not reset the machine within 10 s")
             self._qmp.execute("query-status")
             time.sleep(0.01)
-        for vcpu in self.vcpus:
-            vcpu.invalidate()
         self._take_events()
         self._refresh_map()
 

@@ -291,6 +291,7 @@ class StubMachine(Machine):
         self.missing_breakpoints: frozenset[BreakpointKind] = frozenset()
         self.selected: int | None = None
         self._breakpoints = StubBreakpoints(self)
+        self._physical: Memory | None = None
         self._client: StubClient | None = None
         self._running = False
         self._resumed_once = False
@@ -331,6 +332,9 @@ class StubMachine(Machine):
             self._actions = client.request(b"vCont?")
             bits = client.request(b"qqemu.sstepbits")
             self.breakpoints = self._breakpoints
+            if self._physical is None and client.request(b"qqemu.PhyMemMode") in (b"0", b"1"):
+                self._physical = Memory()
+                self._physical.add_callback(0, 1 << 52, self._read_physical, None)
             if bits.startswith(b"ENABLE="):
                 supported = sum(int(bit) for bit in re.findall(rb"=(\d+)", bits)[:8])
                 self.stepping = QemuStepping(self, supported)
@@ -374,10 +378,40 @@ class StubMachine(Machine):
 
     @property
     def memory(self) -> Memory | None:
-        return None
+        return self._physical
 
     def write_physical(self, gpa: int, data: bytes) -> None:
-        raise UnsupportedError("guest-physical memory cannot be reached through this target")
+        client = self.stopped_client()
+        if self._physical is None:
+            raise UnsupportedError("guest-physical memory cannot be reached through this target")
+        step = max(1, (client.packet_size - 48) // 2)
+        requests = [
+            b"M%x,%x:%b" % (gpa + start, len(piece), piece.hex().encode())
+            for start in range(0, len(data), step)
+            for piece in (data[start : start + step],)
+        ]
+        if any(reply != b"OK" for reply in self._request_physical(requests)):
+            raise MachineError(f"the target refuses to write guest-physical memory at {gpa:#x}")
+
+    def _read_physical(self, gpa: int, length: int) -> bytes:
+        step = max(1, (self.stopped_client().packet_size - 4) // 2)
+        requests = [
+            b"m%x,%x" % (gpa + start, min(step, length - start)) for start in range(0, length, step)
+        ]
+        try:
+            return b"".join(
+                bytes.fromhex(reply.decode("ascii")) for reply in self._request_physical(requests)
+            )
+        except ValueError:
+            raise NoRamError(gpa) from None
+
+    def _request_physical(self, requests: list[bytes]) -> list[bytes]:
+        """Memory requests whose addresses QEMU's stub is to take as physical.
+        The mode outlives a connection: it is left in the same write."""
+        replies = self.stopped_client().request_all(
+            [b"Qqemu.PhyMemMode:1", *requests, b"Qqemu.PhyMemMode:0"]
+        )
+        return replies[1:-1]
 
     def info(self) -> MachineInfo:
         return MachineInfo(
@@ -479,6 +513,9 @@ class StubMachine(Machine):
         self._client = None
         self._running = False
         client.close()
+        if self._physical is not None:
+            self._physical.close()
+            self._physical = None
 
     def _leave(self, client: StubClient) -> None:
         """Removes what we set and hands the guest back."""

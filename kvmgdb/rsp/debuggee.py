@@ -111,6 +111,10 @@ class Debuggee:
     def debuggers(self) -> list[Debugger]:
         return list(self._members)
 
+    def has(self, debugger: Debugger) -> bool:
+        """Whether this debugger is attached to the machine."""
+        return debugger in self._members
+
     def holds(self, debugger: Debugger) -> bool:
         """Whether this debugger is attached and keeps the guest stopped."""
         member = self._members.get(debugger)
@@ -376,10 +380,11 @@ class Debuggee:
 
     def _on_exit(self, event: StopEvent) -> None:
         self.log(f"the virtual machine is gone: {event.detail}")
+        waiting = [member for member in self._members.values() if member.request is not None]
+        self._members.clear()
         self._breakpoints.clear()
         self._close_machine()
         self.last_stop = event
-        waiting = [member for member in self._members.values() if member.request is not None]
         for member in waiting:
             self._tell(member, event)
 

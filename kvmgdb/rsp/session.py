@@ -52,9 +52,9 @@ class Session:
         self.continue_index: int | None = None
         self.physical_memory = False
         self.last_event: StopEvent | None = None
-        self.attached = False
         self.closed = False
         self._refused = ""
+        self._introduced = False
         self._reader = PacketReader(PACKET_SIZE)
         self._acks = True
         self._last_frame = b""
@@ -69,13 +69,14 @@ class Session:
         longer, attached to one."""
         if self._refused:
             raise TargetGoneError(self._refused)
-        if not self.attached:
-            raise TargetGoneError("this debugger has detached from the virtual machine")
+        if not self.has_machine:
+            raise TargetGoneError("this debugger is not attached to the virtual machine any more")
         return self.debuggee.machine
 
     @property
     def has_machine(self) -> bool:
-        return self.attached and self.debuggee.alive
+        """Whether this debugger is attached to a machine that is there."""
+        return self.debuggee.has(self)
 
     @property
     def register_vcpu(self) -> Vcpu:
@@ -99,17 +100,14 @@ class Session:
 
     def attach(self) -> None:
         """Attaches to the machine, which stops. Raises KvmgdbError."""
-        if not self.attached:
+        if not self.has_machine:
             self.debuggee.attach(self)
-            self.attached = True
             self._refused = ""
             self.last_event = None
 
     def detach(self) -> None:
         """Lets the machine go and removes what this debugger has set in it."""
-        if self.attached:
-            self.attached = False
-            self.debuggee.detach(self)
+        self.debuggee.detach(self)
 
     def use_no_acks(self) -> None:
         """From the next packet on, none is acknowledged any more."""
@@ -176,7 +174,7 @@ class Session:
                 self._send(self.error(error), ack=acks)
                 return
         try:
-            self._attach_once()
+            self._attach_once(payload)
             handler, arguments = find_handler(payload)
             if handler is None:
                 self._send(Reply(b""), ack=acks)
@@ -184,6 +182,11 @@ class Session:
             result = handler(self, arguments)
         except KvmgdbError as error:
             result = self.error(error)
+        except Exception as error:
+            # A mistake of ours must not take the session, and with it the
+            # user's breakpoints and values, away.
+            self.debuggee.log(f"internal error at packet {payload[:40]!r}: {error!r}")
+            result = self.error(KvmgdbError(f"internal error: {error!r}"))
         if result is None:
             if acks:
                 self.connection.write(b"+")
@@ -194,17 +197,25 @@ class Session:
                 self.connection.write(b"+")
             self._task = asyncio.ensure_future(self._finish(result))
 
-    def _attach_once(self) -> None:
-        """The first packet makes a client a debugger: only then the guest stops."""
-        if not self.attached and self.last_event is None and not self._refused:
-            try:
-                self.attach()
-                self.debuggee.log(f"{self.name} attached")
-            except KvmgdbError as error:
-                self._refused = str(error)
-                remedy = f"; {error.remedy}" if error.remedy else ""
-                self.debuggee.log(f"{self.name} cannot attach: {error}{remedy}")
-            self.last_event = self.debuggee.last_stop
+    def _attach_once(self, payload: bytes) -> None:
+        """The first packet makes a client a debugger: only then the guest stops.
+
+        Where that fails the reason is the reply to ``qSupported``, because GDB
+        shows an error there to its user; later it only says that nothing runs.
+        """
+        if self._introduced:
+            return
+        self._introduced = True
+        try:
+            self.attach()
+            self.debuggee.log(f"{self.name} attached")
+        except KvmgdbError as error:
+            self._refused = str(error)
+            remedy = f"; {error.remedy}" if error.remedy else ""
+            self.debuggee.log(f"{self.name} cannot attach: {error}{remedy}")
+            if payload.startswith(b"qSupported"):
+                self.features = frozenset({"error-message"})
+                raise
 
     async def _finish(self, pending: Awaitable[Reply]) -> None:
         """Waits for a handler that takes its time; packets queue up meanwhile."""
@@ -239,7 +250,6 @@ class Session:
         self.last_event = event
         if event.reason is StopReason.EXITED:
             self._refused = event.detail or "the virtual machine is gone"
-            self.attached = False
         try:
             reply = stop_reply.build(self, event)
         except KvmgdbError as error:
