@@ -53,7 +53,7 @@ from kvmgdb.machine.qemu_process import (
     qemu_processes,
     read_qemu_process,
 )
-from kvmgdb.machine.qemu_registers import decode_info_registers
+from kvmgdb.machine.qemu_registers import MONITOR_GROUPS, decode_info_registers
 from kvmgdb.machine.qmp import Qmp, QmpError
 from kvmgdb.machine.registers import Group, RegisterFile
 from kvmgdb.machine.stub import StubMachine, StubVcpu
@@ -353,7 +353,7 @@ class QemuMachine(StubMachine):
     def complete_registers(
         self, vcpu: StubVcpu, groups: frozenset[Group], into: RegisterFile
     ) -> None:
-        if groups & {Group.DESCRIPTOR, Group.DEBUG, Group.AVX}:
+        if groups & MONITOR_GROUPS:
             text = self._qmp.hmp("info registers", self.cpu_indexes[vcpu.index])
             decode_info_registers(text, into)
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 
-from kvmgdb.machine.registers import BY_NAME, RegisterFile
+from kvmgdb.machine.registers import BY_NAME, Group, RegisterFile
+
+# What only the monitor knows.
+MONITOR_GROUPS = frozenset({Group.AVX, Group.DESCRIPTOR, Group.DEBUG})
 
 # "CS =0010 0000000000000000 ffffffff 00af9b00 DPL=0 CS64 [-RA]"
 _SEGMENT = re.compile(

@@ -33,6 +33,7 @@ from kvmgdb.machine.interface import (
     Vcpu,
 )
 from kvmgdb.machine.native import Memory
+from kvmgdb.machine.qemu_registers import MONITOR_GROUPS, decode_info_registers
 from kvmgdb.machine.registers import (
     BY_NAME,
     STOP_GROUPS,
@@ -369,7 +370,11 @@ class StubMachine(Machine):
     def complete_registers(
         self, vcpu: StubVcpu, groups: frozenset[Group], into: RegisterFile
     ) -> None:
-        """Adds registers that the stub does not have."""
+        """Adds registers that the stub does not have, but QEMU's monitor behind it."""
+        if self.monitor is not None and groups & MONITOR_GROUPS:
+            text = self.monitor.command("info registers -a")
+            _, heading, section = text.partition(f"CPU#{vcpu.index}\n")
+            decode_info_registers(section.partition("CPU#")[0] if heading else "", into)
 
     def check_writable(self, vcpu: StubVcpu, gva: int, length: int) -> None:
         """Raises where a write of ``length`` bytes would stop in the middle."""

@@ -87,7 +87,7 @@ class StubClient:
         while len(text) < MAX_PACKET:
             reply = self._receive(deadline)
             if reply == b"OK":
-                return text.decode(errors="replace")
+                return text.decode(errors="replace").replace("\r\n", "\n")
             if not reply or (len(reply) == 3 and reply.startswith(b"E")):
                 return None
             try:
@@ -96,7 +96,7 @@ class StubClient:
             except ValueError:
                 raise self._not_rsp(reply) from None
             if not reply.startswith(b"O"):
-                return text.decode(errors="replace")
+                return text.decode(errors="replace").replace("\r\n", "\n")
         raise ProtocolError(f"{self.address} answers `{line}` without an end")
 
     def post(self, payload: bytes) -> None:
