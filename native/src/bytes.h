@@ -12,7 +12,7 @@
 #define BLOCK 16
 
 /* Which bytes of a block stop a loop: bit i for byte i. */
-#ifdef __SSE2__
+#if defined(__SSE2__) && !defined(KVMGDB_PORTABLE)
 #include <emmintrin.h>
 
 typedef __m128i block;
