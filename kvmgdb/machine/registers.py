@@ -25,6 +25,7 @@ class Group(Enum):
     FPU = "fpu"
     SSE = "sse"
     SEGMENT = "segment"
+    KERNEL_GS = "kernel gs"
     CONTROL = "control"
     AVX = "avx"
     DESCRIPTOR = "descriptor"
@@ -58,8 +59,10 @@ AVX = "org.gnu.gdb.i386.avx"
 SYSTEM = "org.kvmgdb.x86.system"
 
 # Model-specific registers (SDM volume 4): name -> index. Backends that can read
-# MSRs use the index; the others leave them unknown.
+# MSRs use the index; the others leave them unknown. The first has its place
+# among the segment registers.
 MSRS: dict[str, int] = {
+    "k_gs_base": 0xC0000102,
     "lstar": 0xC0000082,
     "star": 0xC0000081,
     "cstar": 0xC0000083,
@@ -100,7 +103,7 @@ def _specs() -> Iterator[_Spec]:
     yield "mxcsr", 4, "i386_mxcsr", SSE, Group.SSE, "vector"
     for name in ("fs_base", "gs_base"):
         yield name, 8, "int64", SEGMENTS, Group.SEGMENT, None
-    yield "k_gs_base", 8, "int64", SYSTEM, Group.SEGMENT, "system"
+    yield "k_gs_base", 8, "int64", SYSTEM, Group.KERNEL_GS, "system"
     yield "cr0", 8, "kvmgdb_cr0", SYSTEM, Group.CONTROL, "system"
     yield "cr2", 8, "data_ptr", SYSTEM, Group.CONTROL, "system"
     yield "cr3", 8, "int64", SYSTEM, Group.CONTROL, "system"
@@ -120,7 +123,7 @@ def _specs() -> Iterator[_Spec]:
         yield f"{name}_limit", 4, "uint32", SYSTEM, Group.DESCRIPTOR, "system"
     for index in (0, 1, 2, 3, 6, 7):
         yield f"dr{index}", 8, "int64", SYSTEM, Group.DEBUG, "system"
-    for name in MSRS:
+    for name in list(MSRS)[1:]:
         yield name, 8, "int64", SYSTEM, Group.MSR, "system"
 
 
@@ -139,10 +142,11 @@ REGISTERS: tuple[Register, ...] = _build()
 BY_NAME: dict[str, Register] = {register.name: register for register in REGISTERS}
 FILE_SIZE: int = REGISTERS[-1].offset + REGISTERS[-1].size
 
-# The groups that every stop needs, fetched in one go. They come first in the
-# layout, and a ``g`` reply holds exactly these; GDB asks for the others one by
-# one with ``p``.
-STOP_GROUPS = frozenset({Group.GENERAL, Group.FPU, Group.SSE, Group.SEGMENT, Group.CONTROL})
+# What every stop needs and every backend has at hand.
+BASIC_GROUPS = frozenset({Group.GENERAL, Group.SEGMENT, Group.CONTROL})
+# What a ``g`` reply holds: these come first in the layout. GDB asks for the
+# others one by one with ``p``.
+STOP_GROUPS = BASIC_GROUPS | {Group.FPU, Group.SSE, Group.KERNEL_GS}
 STOP_REGISTERS: tuple[Register, ...] = tuple(r for r in REGISTERS if r.unit in STOP_GROUPS)
 STOP_SIZE: int = STOP_REGISTERS[-1].offset + STOP_REGISTERS[-1].size
 

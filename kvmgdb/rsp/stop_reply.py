@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmgdb.machine.interface import BreakpointKind, StopEvent, StopReason, Vcpu
-from kvmgdb.machine.registers import REGISTERS, STOP_GROUPS, Group
+from kvmgdb.machine.registers import BASIC_GROUPS, REGISTERS, Group
 from kvmgdb.rsp.dispatch import Reply
 from kvmgdb.rsp.threads import PROCESS, format_thread
 
@@ -33,9 +33,7 @@ _WATCH_WORDS = {
     BreakpointKind.ACCESS: "awatch",
 }
 _EXPEDITED = tuple(
-    register
-    for register in REGISTERS
-    if register.unit in (Group.GENERAL, Group.SEGMENT, Group.CONTROL)
+    register for register in REGISTERS if register.unit in BASIC_GROUPS | {Group.KERNEL_GS}
 )
 
 
@@ -76,7 +74,7 @@ def _reason(session: Session, event: StopEvent, vcpu: Vcpu) -> str:
 
 
 def _registers(vcpu: Vcpu) -> str:
-    file = vcpu.read_registers(STOP_GROUPS)
+    file = vcpu.read_registers(BASIC_GROUPS)
     text = file.raw.hex()
     known = file.known
     return "".join(
