@@ -1,0 +1,250 @@
+#include "inject.h"
+#include "cleanup.h"
+#include "stop.h"
+#include "tracee.h"
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+/*
+ * The thread is sent into this code with the registers of the call, and with
+ * its stack pointer at a frame that holds those it is to run on with. If the
+ * agent dies while it is in there, it finds its way back alone.
+ */
+static const uint8_t trampoline[] = {
+    0x0f, 0x05, /* syscall */
+    0x5f,       /* pop rdi */
+    0x5e,       /* pop rsi */
+    0x5a,       /* pop rdx */
+    0x59,       /* pop rcx */
+    0x41, 0x5b, /* pop r11 */
+    0x58,       /* pop rax */
+    0x48, 0xcf, /* iretq: rip, cs, rflags, rsp, ss at once */
+};
+_Static_assert(sizeof(trampoline) <= CAVE_SIZE, "the trampoline fits");
+
+struct frame {
+  uint64_t rdi, rsi, rdx, rcx, r11, rax;
+  uint64_t rip, cs, rflags, rsp, ss;
+};
+
+enum {
+  /* The psABI's red zone below rsp belongs to the code; beyond it anything
+   * may be overwritten, as signal handlers do. */
+  RED_ZONE = 128,
+  MAX_DATA = KVMGDB_AGENT_MAX_PAYLOAD,
+  STACK_SIZE = RED_ZONE + MAX_DATA + sizeof(struct frame) + 64,
+};
+
+static const uint64_t call_timeout_ns = 2000000000;
+
+static bool is_zero(const uint8_t *bytes, size_t size) {
+  for (size_t i = 0; i < size; i++)
+    if (bytes[i])
+      return false;
+  return true;
+}
+
+/*
+ * The end of the last page of a program or library text is padding, and so is
+ * that of the vDSO, which every process has: no page needs to be made.
+ */
+enum kvmgdb_agent_status inject_find_cave(struct session *session,
+                                          struct agent_error *error) {
+  char path[64], line[512];
+  snprintf(path, sizeof(path), "/proc/%d/maps", session->pid);
+  scoped_stream maps = fopen(path, "re");
+  if (!maps)
+    return agent_fail(error, KVMGDB_AGENT_GONE, errno, -1, 0);
+  session->cave = 0;
+  while (fgets(line, sizeof(line), maps)) {
+    unsigned long start, end;
+    char permissions[5];
+    uint8_t tail[2 * CAVE_SIZE];
+    if (sscanf(line, "%lx-%lx %4s", &start, &end, permissions) != 3 ||
+        strcmp(permissions, "r-xp") ||
+        pread(session->memory_fd, tail, sizeof(tail),
+              (off_t)(end - sizeof(tail))) != (ssize_t)sizeof(tail) ||
+        !is_zero(tail, sizeof(tail)))
+      continue;
+    session->cave = end - CAVE_SIZE;
+    if (strstr(line, "[vdso]"))
+      break; /* the best: nothing else ever looks there */
+  }
+  return session->cave ? KVMGDB_AGENT_OK
+                       : agent_fail(error, KVMGDB_AGENT_UNSUPPORTED, 0, -1, 0);
+}
+
+static enum kvmgdb_agent_status write_cave(struct session *session,
+                                           struct agent_error *error) {
+  struct journal *journal = session->journal;
+  if (journal->cave)
+    return KVMGDB_AGENT_OK;
+  ssize_t size = CAVE_SIZE;
+  if (pread(session->memory_fd, journal->cave_found, CAVE_SIZE,
+            (off_t)session->cave) != size)
+    return agent_fail(error, KVMGDB_AGENT_HOST, errno, -1, 0);
+  __atomic_store_n(&journal->cave, session->cave, __ATOMIC_RELEASE);
+  size = sizeof(trampoline);
+  if (pwrite(session->memory_fd, trampoline, sizeof(trampoline),
+             (off_t)session->cave) != size)
+    return agent_fail(error, KVMGDB_AGENT_HOST, errno, -1, 0);
+  return KVMGDB_AGENT_OK;
+}
+
+void inject_remove_cave(struct session *session) {
+  struct journal *journal = session->journal;
+  if (!journal->cave)
+    return;
+  ssize_t written = pwrite(session->memory_fd, journal->cave_found, CAVE_SIZE,
+                           (off_t)journal->cave);
+  (void)written; /* the VMM may be gone, and then nothing is left to mend */
+  __atomic_store_n(&journal->cave, 0, __ATOMIC_RELEASE);
+}
+
+/*
+ * To the next syscall-stop. All signals are blocked but SIGSTOP: ours is to be
+ * swallowed, and somebody else's comes again after the call.
+ */
+static bool to_syscall_stop(struct session *session, struct vcpu *vcpu,
+                            uint64_t deadline, bool *stopped_by_user) {
+  struct tracee_stop stop;
+  if (tracee_resume(vcpu->tid, PTRACE_SYSCALL, 0))
+    return false;
+  while (tracee_wait(vcpu->tid, deadline, &stop)) {
+    if (stop.kind == TRACEE_SYSCALL_STOP)
+      return true;
+    if (stop.kind == TRACEE_EXITED) {
+      vcpu->phase = PHASE_GONE;
+      session->gone = true;
+      return false;
+    }
+    siginfo_t info = {0};
+    if (stop.kind == TRACEE_SIGNAL_STOP && stop.signal == SIGSTOP &&
+        !tracee_signal_info(vcpu->tid, &info) && info.si_code != POLL_IN)
+      *stopped_by_user = true;
+    tracee_resume(vcpu->tid, PTRACE_SYSCALL, 0);
+  }
+  return false;
+}
+
+/* From a syscall-stop back to where it was parked. */
+static bool park_again(struct session *session, struct vcpu *vcpu,
+                       uint64_t deadline) {
+  struct tracee_stop stop;
+  if (tracee_set_registers(vcpu->tid, &vcpu->parked) ||
+      tracee_interrupt(vcpu->tid) || tracee_resume(vcpu->tid, PTRACE_CONT, 0))
+    return false;
+  while (tracee_wait(vcpu->tid, deadline, &stop)) {
+    if (stop.kind == TRACEE_EVENT_STOP || stop.kind == TRACEE_GROUP_STOP)
+      return true;
+    if (stop.kind == TRACEE_EXITED) {
+      vcpu->phase = PHASE_GONE;
+      session->gone = true;
+      return false;
+    }
+    tracee_interrupt(vcpu->tid);
+    tracee_resume(vcpu->tid, PTRACE_CONT, 0);
+  }
+  return false;
+}
+
+static enum kvmgdb_agent_status run_call(struct session *session,
+                                         struct vcpu *vcpu,
+                                         const struct user_regs_struct *call,
+                                         long *result,
+                                         struct agent_error *error) {
+  uint64_t deadline = now_ns() + call_timeout_ns;
+  bool stopped_by_user = false;
+  int failed = stop_block_signals(session, vcpu);
+  if (!failed)
+    failed = tracee_set_registers(vcpu->tid, call);
+  if (failed) {
+    session->gone |= failed == -ESRCH;
+    return agent_fail(error, KVMGDB_AGENT_GONE, -failed, vcpu->index, 0);
+  }
+  struct user_regs_struct after;
+  bool done = to_syscall_stop(session, vcpu, deadline, &stopped_by_user) &&
+              to_syscall_stop(session, vcpu, deadline, &stopped_by_user) &&
+              !tracee_get_registers(vcpu->tid, &after) &&
+              park_again(session, vcpu, deadline);
+  if (!done) {
+    if (!session->gone)
+      vcpu->phase = PHASE_RUNNING; /* it ends the call and runs on alone */
+    return agent_fail(error,
+                      session->gone ? KVMGDB_AGENT_GONE : KVMGDB_AGENT_TIMEOUT,
+                      0, vcpu->index, -1);
+  }
+  stop_restore_signals(session, vcpu);
+  if (stopped_by_user)
+    kill(session->pid, SIGSTOP);
+  *result = (long)after.rax;
+  return KVMGDB_AGENT_OK;
+}
+
+static enum kvmgdb_agent_status
+inject(struct session *session, struct vcpu *vcpu, int fd,
+       unsigned long request, unsigned long argument, void *data, size_t size,
+       long *result, struct agent_error *error) {
+  if (vcpu->phase != PHASE_PARKED)
+    return agent_fail(error, KVMGDB_AGENT_RUNNING, 0, vcpu->index, 0);
+  if (size > MAX_DATA)
+    return agent_fail(error, KVMGDB_AGENT_INVALID, 0, vcpu->index, 0);
+  enum kvmgdb_agent_status status = write_cave(session, error);
+  if (status)
+    return status;
+
+  const struct user_regs_struct *parked = &vcpu->parked;
+  uint64_t data_address = (parked->rsp - RED_ZONE - size) & ~UINT64_C(63);
+  uint64_t frame_address = data_address - sizeof(struct frame);
+  size_t length = data_address + size - frame_address;
+  struct frame frame = {
+      parked->rdi,    parked->rsi, parked->rdx, parked->rcx,
+      parked->r11,    parked->rax, parked->rip, parked->cs,
+      parked->eflags, parked->rsp, parked->ss,
+  };
+  uint8_t found[STACK_SIZE], image[STACK_SIZE];
+  memcpy(image, &frame, sizeof(frame));
+  if (size)
+    memcpy(image + sizeof(frame), data, size);
+  if (pread(session->memory_fd, found, length, (off_t)frame_address) !=
+          (ssize_t)length ||
+      pwrite(session->memory_fd, image, length, (off_t)frame_address) !=
+          (ssize_t)length)
+    return agent_fail(error, KVMGDB_AGENT_HOST, errno, vcpu->index, 0);
+
+  struct user_regs_struct call = *parked;
+  call.rip = session->cave;
+  call.rsp = frame_address;
+  call.rax = SYS_ioctl;
+  call.rdi = (uint64_t)fd;
+  call.rsi = request;
+  call.rdx = size ? data_address : argument;
+  call.orig_rax = (uint64_t)-1;
+  status = run_call(session, vcpu, &call, result, error);
+  if (status)
+    return status;
+  if (size && pread(session->memory_fd, data, size, (off_t)data_address) !=
+                  (ssize_t)size)
+    status = agent_fail(error, KVMGDB_AGENT_HOST, errno, vcpu->index, 0);
+  if (pwrite(session->memory_fd, found, length, (off_t)frame_address) !=
+      (ssize_t)length)
+    status = agent_fail(error, KVMGDB_AGENT_HOST, errno, vcpu->index, 0);
+  return status;
+}
+
+enum kvmgdb_agent_status inject_ioctl(struct session *session,
+                                      struct vcpu *vcpu, int fd,
+                                      unsigned long request, void *data,
+                                      size_t size, long *result,
+                                      struct agent_error *error) {
+  return inject(session, vcpu, fd, request, 0, data, size, result, error);
+}
+
+enum kvmgdb_agent_status
+inject_plain_ioctl(struct session *session, struct vcpu *vcpu, int fd,
+                   unsigned long request, unsigned long argument, long *result,
+                   struct agent_error *error) {
+  return inject(session, vcpu, fd, request, argument, NULL, 0, result, error);
+}

@@ -1,0 +1,22 @@
+/* Which parts of the VMM's address space are the guest's RAM. */
+#ifndef KVMGDB_AGENT_MEMORY_SLOTS_H
+#define KVMGDB_AGENT_MEMORY_SLOTS_H
+
+#include "session.h"
+
+struct region_list {
+  int count;
+  int descriptor_count;
+  struct kvmgdb_agent_region region[KVMGDB_AGENT_MAX_REGIONS];
+  int descriptor[KVMGDB_AGENT_MAX_REGIONS];
+};
+
+/*
+ * Reads the regions anew. The machine must be stopped for any of them to be
+ * verified. The caller closes the descriptors.
+ */
+enum kvmgdb_agent_status memory_slots_find(struct session *session,
+                                           struct region_list *list,
+                                           struct agent_error *error);
+
+#endif

@@ -1,0 +1,149 @@
+/*
+ * What the agent and its guardian know of the VMM they are attached to.
+ *
+ * Contract of every function of the agent: it returns enum kvmgdb_agent_status
+ * and, on anything but KVMGDB_AGENT_OK, fills the struct agent_error that is
+ * its last parameter; it neither prints nor exits. All of it runs in the one
+ * thread that is the tracer.
+ */
+#ifndef KVMGDB_AGENT_SESSION_H
+#define KVMGDB_AGENT_SESSION_H
+
+#include "kvmgdb/agent.h"
+#include <linux/kvm.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/user.h>
+
+struct agent_error {
+  enum kvmgdb_agent_status status;
+  int os_error;
+  int vcpu;
+  int64_t detail;
+};
+
+/*
+ * The journal: what has been changed in the VMM and not yet put back. It lies
+ * in memory shared by agent and guardian, and each entry is written before the
+ * change it is about, so that whoever survives can undo it.
+ */
+struct journal_vcpu {
+  uint32_t valid_regs_found; /* kvm_run->kvm_valid_regs before us */
+  uint8_t valid_regs_changed;
+  uint8_t immediate_exit_found;
+  uint8_t immediate_exit_forced;
+  uint8_t mask_changed;
+  uint8_t guest_debug; /* KVM_SET_GUEST_DEBUG has been made */
+  uint64_t mask;       /* the thread's own signal mask */
+};
+
+struct journal_plant {
+  uint64_t hva;
+  uint8_t planted;
+  uint8_t original;
+};
+
+enum { CAVE_SIZE = 64 };
+
+struct journal {
+  uint64_t cave; /* HVA of the trampoline, 0: none written */
+  uint8_t cave_found[CAVE_SIZE];
+  struct journal_vcpu vcpu[KVMGDB_AGENT_MAX_VCPUS];
+  struct journal_plant plant[KVMGDB_AGENT_MAX_BREAKPOINTS];
+};
+
+/*
+ * Where a vCPU thread is on its way to a stop.
+ *
+ *   RUNNING --interrupt--> INTERRUPTED --at the edge of KVM_RUN--> PARKED
+ *                              |                                     ^
+ *                              outside                               |
+ *                              v                                     |
+ *                           WALKING --enters KVM_RUN--> COMPLETING --+
+ */
+enum phase {
+  PHASE_RUNNING,
+  PHASE_INTERRUPTED, /* PTRACE_INTERRUPT is on its way */
+  PHASE_WALKING,     /* from system call to system call, to KVM_RUN */
+  PHASE_COMPLETING,  /* in a KVM_RUN that only completes pending I/O */
+  PHASE_PARKING,     /* on its way from another ptrace-stop to an event-stop */
+  PHASE_PARKED,      /* stands, and would run on by itself if we died */
+  PHASE_GONE,
+};
+
+struct vcpu {
+  int index;
+  int id;
+  int fd; /* in the VMM */
+  pid_t tid;
+  uint32_t seccomp;
+  uint64_t kvm_run_hva;
+  struct kvm_run *run; /* our mapping of the same page */
+  size_t run_size;
+
+  enum phase phase;
+  bool seized;
+  bool group_stop;  /* its last stop was the whole VMM's, by a signal */
+  bool walk;        /* resumed from system call to system call (no perf) */
+  bool was_running; /* before the stop request that is being served */
+  struct user_regs_struct parked; /* registers to run on with */
+  bool at_kvm_run;                /* `parked` enters KVM_RUN again */
+  bool sync_fresh;        /* kvm_run->s is of the last time KVM ran this vCPU */
+  uint64_t known_syscall; /* a `syscall` instruction was seen there */
+
+  int perf_fd;               /* stops the thread at debug exits, -1 */
+  uint32_t debug_applied;    /* KVM_GUESTDBG_* */
+  uint64_t debug_generation; /* of the breakpoint table it was applied from */
+  bool event; /* a debug exit was held back, and is not yet understood */
+  uint32_t event_reason; /* its KVM_EXIT_* */
+  uint32_t event_suberror;
+  struct kvm_debug_exit_arch event_debug;
+  bool stepping;
+  bool unshown; /* an event that has not been the focus yet */
+  bool let_run; /* the client has resumed it */
+};
+
+struct breakpoint {
+  bool used;
+  uint32_t kind;
+  uint32_t length;
+  uint64_t gva;
+  uint64_t gpa;
+  uint64_t hva;
+};
+
+struct session {
+  pid_t pid;
+  int pid_fd;
+  int memory_fd; /* /proc/PID/mem */
+  int vm_fd;     /* in the VMM */
+  int vcpu_count;
+  struct vcpu vcpu[KVMGDB_AGENT_MAX_VCPUS];
+  struct kvmgdb_agent_shared *shared;
+  int shared_fd;
+  int event_fd;
+  struct journal *journal;
+
+  bool sync_regs;
+  uint32_t guest_debug_supported; /* KVM_GUESTDBG_*, 0: not known */
+  uint64_t cave;
+
+  struct breakpoint software[KVMGDB_AGENT_MAX_BREAKPOINTS];
+  struct breakpoint hardware[KVMGDB_AGENT_MAX_HARDWARE];
+  int software_count;
+  int hardware_count;
+  uint64_t debug_generation;
+  bool perf; /* debug exits are caught by a perf event */
+  bool gone;
+  pid_t guardian;
+  int guardian_pipe; /* the guardian sees its end when the agent ends */
+};
+
+enum kvmgdb_agent_status agent_fail(struct agent_error *error,
+                                    enum kvmgdb_agent_status status,
+                                    int os_error, int vcpu, int64_t detail);
+
+uint64_t now_ns(void);
+
+#endif

@@ -1,0 +1,422 @@
+#include "stop.h"
+#include "tracee.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { SYSCALL_INSTRUCTION_SIZE = 2 };
+
+/* How often a vCPU that waits outside KVM_RUN is looked at again. */
+static const uint64_t look_again_ns = 5000000;
+/* A KVM_RUN with immediate_exit set only completes what is pending. */
+static const uint64_t complete_ns = 1000000000;
+
+bool stop_in_kvm_run(const struct session *session, const struct vcpu *vcpu,
+                     const struct user_regs_struct *registers) {
+  if (registers->orig_rax != SYS_ioctl || registers->rsi != KVM_RUN)
+    return false;
+  return registers->rdi == (uint64_t)vcpu->fd ||
+         syscall(SYS_kcmp, session->pid, session->pid, KCMP_FILE,
+                 (unsigned long)vcpu->fd, registers->rdi) == 0;
+}
+
+bool stop_is_debug_exit(const struct session *session, const struct vcpu *vcpu,
+                        const struct user_regs_struct *registers) {
+  if (!session->journal->vcpu[vcpu->index].guest_debug || registers->rax)
+    return false;
+  uint32_t reason = vcpu->run->exit_reason;
+  return (reason == KVM_EXIT_DEBUG || reason == KVM_EXIT_INTERNAL_ERROR) &&
+         stop_in_kvm_run(session, vcpu, registers);
+}
+
+/*
+ * Exits after which KVM waits for nothing from the VMM: wherever the VMM's
+ * thread is, the state of the vCPU is whole.
+ */
+static bool is_settled(const struct vcpu *vcpu) {
+  switch (vcpu->run->exit_reason) {
+  case KVM_EXIT_UNKNOWN: /* it has never run */
+  case KVM_EXIT_HLT:
+  case KVM_EXIT_INTR:
+  case KVM_EXIT_IRQ_WINDOW_OPEN:
+  case KVM_EXIT_SHUTDOWN:
+  case KVM_EXIT_SET_TPR:
+  case KVM_EXIT_DEBUG:
+  case KVM_EXIT_INTERNAL_ERROR:
+  case KVM_EXIT_SYSTEM_EVENT:
+  case KVM_EXIT_IOAPIC_EOI:
+    return true;
+  }
+  return false;
+}
+
+static bool has_syscall_before(struct session *session, struct vcpu *vcpu,
+                               uint64_t rip) {
+  if (rip == vcpu->known_syscall)
+    return true;
+  uint8_t code[SYSCALL_INSTRUCTION_SIZE];
+  if (pread(session->memory_fd, code, sizeof(code),
+            (off_t)(rip - sizeof(code))) != (ssize_t)sizeof(code) ||
+      code[0] != 0x0f || code[1] != 0x05)
+    return false;
+  vcpu->known_syscall = rip;
+  return true;
+}
+
+int stop_block_signals(struct session *session, struct vcpu *vcpu) {
+  struct journal_vcpu *journal = &session->journal->vcpu[vcpu->index];
+  if (journal->mask_changed) /* by an agent that died: it noted the mask */
+    return tracee_set_mask(vcpu->tid, ~UINT64_C(0));
+  uint64_t mask;
+  int result = tracee_get_mask(vcpu->tid, &mask);
+  if (result)
+    return result;
+  journal->mask = mask;
+  __atomic_store_n(&journal->mask_changed, 1, __ATOMIC_RELEASE);
+  return tracee_set_mask(vcpu->tid, ~UINT64_C(0));
+}
+
+void stop_restore_signals(struct session *session, struct vcpu *vcpu) {
+  struct journal_vcpu *journal = &session->journal->vcpu[vcpu->index];
+  if (!journal->mask_changed)
+    return;
+  tracee_set_mask(vcpu->tid, journal->mask);
+  __atomic_store_n(&journal->mask_changed, 0, __ATOMIC_RELEASE);
+}
+
+static void force_immediate_exit(struct session *session, struct vcpu *vcpu) {
+  struct journal_vcpu *journal = &session->journal->vcpu[vcpu->index];
+  journal->immediate_exit_found = vcpu->run->immediate_exit;
+  __atomic_store_n(&journal->immediate_exit_forced, 1, __ATOMIC_RELEASE);
+  __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_RELEASE);
+}
+
+void stop_restore_immediate_exit(struct session *session, struct vcpu *vcpu) {
+  struct journal_vcpu *journal = &session->journal->vcpu[vcpu->index];
+  if (!journal->immediate_exit_forced)
+    return;
+  __atomic_store_n(&vcpu->run->immediate_exit, journal->immediate_exit_found,
+                   __ATOMIC_RELEASE);
+  __atomic_store_n(&journal->immediate_exit_forced, 0, __ATOMIC_RELEASE);
+}
+
+/* From here on `registers` is what the thread runs on with. */
+static void set_parked(const struct session *session, struct vcpu *vcpu,
+                       struct user_regs_struct registers, bool at_kvm_run) {
+  if (at_kvm_run) {
+    registers.rip -= SYSCALL_INSTRUCTION_SIZE;
+    registers.rax = SYS_ioctl;
+    registers.orig_rax = (uint64_t)-1;
+  } else {
+    tracee_make_restartable(&registers);
+  }
+  vcpu->parked = registers;
+  vcpu->at_kvm_run = at_kvm_run;
+  vcpu->sync_fresh =
+      at_kvm_run && session->journal->vcpu[vcpu->index].valid_regs_changed;
+  tracee_set_registers(vcpu->tid, &vcpu->parked);
+}
+
+/* From any other ptrace-stop to an event-stop, without running in between. */
+static void go_to_event_stop(struct vcpu *vcpu) {
+  vcpu->phase = PHASE_PARKING;
+  tracee_interrupt(vcpu->tid);
+  tracee_resume(vcpu->tid, PTRACE_CONT, 0);
+}
+
+/* The registers of KVM and the reason of the exit outlive the next KVM_RUN
+ * only if they are kept now. */
+static void hold_debug_exit(const struct session *session, struct vcpu *vcpu,
+                            const struct user_regs_struct *registers) {
+  vcpu->event = true;
+  vcpu->event_reason = vcpu->run->exit_reason;
+  vcpu->event_debug = vcpu->run->debug.arch;
+  vcpu->event_suberror = vcpu->run->internal.suberror;
+  set_parked(session, vcpu, *registers, true);
+}
+
+static void run_on(struct vcpu *vcpu, int signal) {
+  enum __ptrace_request how = vcpu->walk ? PTRACE_SYSCALL : PTRACE_CONT;
+  tracee_resume(vcpu->tid, vcpu->group_stop ? PTRACE_LISTEN : how, signal);
+}
+
+static void walk_on(struct vcpu *vcpu) {
+  if (vcpu->group_stop) {
+    tracee_resume(vcpu->tid, PTRACE_LISTEN, 0);
+    return;
+  }
+  vcpu->phase = PHASE_WALKING;
+  tracee_resume(vcpu->tid, PTRACE_SYSCALL, 0);
+}
+
+/* At an event-stop: park here if this is a place to stand, else walk. */
+static void park_or_walk(struct session *session, struct vcpu *vcpu) {
+  struct user_regs_struct registers;
+  if (tracee_get_registers(vcpu->tid, &registers))
+    return;
+  if (stop_is_debug_exit(session, vcpu, &registers)) {
+    hold_debug_exit(session, vcpu, &registers);
+    vcpu->phase = PHASE_PARKED;
+  } else if ((int64_t)registers.rax == -EINTR &&
+             stop_in_kvm_run(session, vcpu, &registers) &&
+             has_syscall_before(session, vcpu, registers.rip)) {
+    set_parked(session, vcpu, registers, true);
+    vcpu->phase = PHASE_PARKED;
+  } else if (tracee_in_wait(&registers) && is_settled(vcpu)) {
+    set_parked(session, vcpu, registers, false);
+    vcpu->phase = PHASE_PARKED;
+  } else {
+    walk_on(vcpu);
+  }
+}
+
+/*
+ * A signal came to a thread that stands before a KVM_RUN which we make it
+ * enter again. Without us KVM_RUN would have returned -EINTR before the
+ * handler ran, and a VMM may rely on that: let it see exactly this.
+ */
+static void undo_reentry(struct vcpu *vcpu) {
+  struct user_regs_struct registers;
+  if (!vcpu->at_kvm_run || tracee_get_registers(vcpu->tid, &registers) ||
+      registers.rip != vcpu->parked.rip || registers.rax != SYS_ioctl ||
+      registers.orig_rax != (uint64_t)-1)
+    return;
+  registers.rip += SYSCALL_INSTRUCTION_SIZE;
+  registers.rax = (uint64_t)-EINTR;
+  tracee_set_registers(vcpu->tid, &registers);
+  vcpu->at_kvm_run = false;
+}
+
+static void on_signal(struct session *session, struct vcpu *vcpu, int signal) {
+  siginfo_t info = {0};
+  if (signal == SIGSTOP && !tracee_signal_info(vcpu->tid, &info) &&
+      info.si_code == POLL_IN) {
+    /* From the perf event on debug exits; not the VMM's business. The exit
+     * may have been taken at an earlier stop already. */
+    struct user_regs_struct registers;
+    if (!vcpu->event && !tracee_get_registers(vcpu->tid, &registers) &&
+        stop_is_debug_exit(session, vcpu, &registers)) {
+      hold_debug_exit(session, vcpu, &registers);
+      go_to_event_stop(vcpu);
+      return;
+    }
+    signal = 0;
+  } else {
+    undo_reentry(vcpu);
+  }
+  switch (vcpu->phase) {
+  case PHASE_RUNNING:
+    run_on(vcpu, signal);
+    break;
+  case PHASE_WALKING:
+  case PHASE_COMPLETING:
+    tracee_resume(vcpu->tid, PTRACE_SYSCALL, signal);
+    break;
+  default:
+    /* Any ptrace-stop takes a pending PTRACE_INTERRUPT away. */
+    if (signal)
+      vcpu->phase = PHASE_INTERRUPTED;
+    tracee_interrupt(vcpu->tid);
+    tracee_resume(vcpu->tid, PTRACE_CONT, signal);
+  }
+}
+
+static void on_completed(struct session *session, struct vcpu *vcpu) {
+  struct user_regs_struct registers;
+  stop_restore_immediate_exit(session, vcpu);
+  stop_restore_signals(session, vcpu);
+  if (tracee_get_registers(vcpu->tid, &registers))
+    return;
+  if (stop_is_debug_exit(session, vcpu, &registers)) {
+    hold_debug_exit(session, vcpu, &registers);
+    go_to_event_stop(vcpu);
+  } else if ((int64_t)registers.rax == -EINTR &&
+             has_syscall_before(session, vcpu, registers.rip)) {
+    set_parked(session, vcpu, registers, true);
+    go_to_event_stop(vcpu);
+  } else {
+    walk_on(vcpu); /* another exit: the VMM's to handle first */
+  }
+}
+
+static void on_syscall(struct session *session, struct vcpu *vcpu) {
+  struct user_regs_struct registers;
+  if (vcpu->phase == PHASE_COMPLETING) {
+    on_completed(session, vcpu);
+    return;
+  }
+  if (tracee_get_registers(vcpu->tid, &registers))
+    return;
+  bool entry = tracee_at_entry(vcpu->tid);
+  if (!entry && stop_is_debug_exit(session, vcpu, &registers)) {
+    hold_debug_exit(session, vcpu, &registers);
+    go_to_event_stop(vcpu);
+  } else if (vcpu->phase == PHASE_WALKING && !entry && is_settled(vcpu) &&
+             tracee_in_wait(&registers)) {
+    /* look_again() got it out of a wait, and this stop took its interrupt. */
+    vcpu->phase = PHASE_INTERRUPTED;
+    tracee_interrupt(vcpu->tid);
+    tracee_resume(vcpu->tid, PTRACE_CONT, 0);
+  } else if (vcpu->phase == PHASE_WALKING) {
+    if (entry && stop_in_kvm_run(session, vcpu, &registers)) {
+      stop_block_signals(session, vcpu);
+      force_immediate_exit(session, vcpu);
+      vcpu->phase = PHASE_COMPLETING;
+    }
+    tracee_resume(vcpu->tid, PTRACE_SYSCALL, 0);
+  } else if (vcpu->phase == PHASE_RUNNING) {
+    run_on(vcpu, 0);
+  } else {
+    tracee_interrupt(vcpu->tid);
+    tracee_resume(vcpu->tid, PTRACE_CONT, 0);
+  }
+}
+
+static void on_event_stop(struct session *session, struct vcpu *vcpu) {
+  switch (vcpu->phase) {
+  case PHASE_INTERRUPTED:
+  case PHASE_WALKING:
+    park_or_walk(session, vcpu);
+    break;
+  case PHASE_PARKING:
+    vcpu->phase = PHASE_PARKED;
+    break;
+  case PHASE_COMPLETING:
+    tracee_resume(vcpu->tid, PTRACE_SYSCALL, 0);
+    break;
+  case PHASE_RUNNING:
+    run_on(vcpu, 0);
+    break;
+  case PHASE_PARKED:
+  case PHASE_GONE:
+    break;
+  }
+}
+
+static void vcpu_news(struct session *session, struct vcpu *vcpu, int status) {
+  struct tracee_stop stop = tracee_stop_of(status);
+  vcpu->group_stop = stop.kind == TRACEE_GROUP_STOP;
+  switch (stop.kind) {
+  case TRACEE_EXITED:
+    vcpu->phase = PHASE_GONE;
+    session->gone = true;
+    break;
+  case TRACEE_SIGNAL_STOP:
+    on_signal(session, vcpu, stop.signal);
+    break;
+  case TRACEE_SYSCALL_STOP:
+    on_syscall(session, vcpu);
+    break;
+  case TRACEE_GROUP_STOP:
+    /* Somebody stopped the whole VMM: it must stay so until SIGCONT. */
+    if (vcpu->phase == PHASE_RUNNING || vcpu->phase == PHASE_WALKING)
+      tracee_resume(vcpu->tid, PTRACE_LISTEN, 0);
+    else
+      on_event_stop(session, vcpu);
+    break;
+  case TRACEE_EVENT_STOP:
+    on_event_stop(session, vcpu);
+    break;
+  }
+}
+
+void stop_take_news(struct session *session) {
+  int status;
+  pid_t tid;
+  while ((tid = tracee_poll(&status))) {
+    if (tid == session->guardian)
+      session->guardian = 0;
+    for (int i = 0; i < session->vcpu_count; i++)
+      if (session->vcpu[i].tid == tid && session->vcpu[i].seized)
+        vcpu_news(session, &session->vcpu[i], status);
+  }
+}
+
+void stop_release(struct vcpu *vcpu) {
+  if (vcpu->phase != PHASE_PARKED)
+    return;
+  vcpu->phase = PHASE_RUNNING;
+  run_on(vcpu, 0);
+}
+
+static bool is_wanted(const struct vcpu *vcpu, int which) {
+  return vcpu->seized && (which == KVMGDB_AGENT_ALL || vcpu->index == which);
+}
+
+static struct vcpu *first_not_parked(struct session *session, int which) {
+  for (int i = 0; i < session->vcpu_count; i++)
+    if (is_wanted(&session->vcpu[i], which) &&
+        session->vcpu[i].phase != PHASE_PARKED)
+      return &session->vcpu[i];
+  return NULL;
+}
+
+/*
+ * A walking thread that waits in the VMM is asked where it stands, but only
+ * when it could stay there: PTRACE_INTERRUPT ends some system calls (epoll
+ * among them) with -EINTR.
+ */
+static void look_again(struct session *session, int which) {
+  for (int i = 0; i < session->vcpu_count; i++) {
+    struct vcpu *vcpu = &session->vcpu[i];
+    if (is_wanted(vcpu, which) && vcpu->phase == PHASE_WALKING &&
+        is_settled(vcpu))
+      tracee_interrupt(vcpu->tid);
+  }
+}
+
+static void let_all_go(struct session *session, int which) {
+  uint64_t deadline = now_ns() + complete_ns;
+  for (int i = 0; i < session->vcpu_count; i++) {
+    struct vcpu *vcpu = &session->vcpu[i];
+    if (!is_wanted(vcpu, which) || !vcpu->was_running)
+      continue;
+    while (vcpu->phase == PHASE_COMPLETING || vcpu->phase == PHASE_PARKING) {
+      stop_take_news(session);
+      if (!tracee_sleep(deadline))
+        break;
+    }
+    if (vcpu->phase == PHASE_PARKED)
+      stop_release(vcpu);
+    else if (vcpu->phase != PHASE_GONE)
+      vcpu->phase = PHASE_RUNNING;
+  }
+}
+
+enum kvmgdb_agent_status stop_vcpus(struct session *session, int which,
+                                    uint64_t deadline,
+                                    struct agent_error *error) {
+  for (int i = 0; i < session->vcpu_count; i++) {
+    struct vcpu *vcpu = &session->vcpu[i];
+    if (!is_wanted(vcpu, which))
+      continue;
+    vcpu->was_running = vcpu->phase == PHASE_RUNNING;
+    if (vcpu->was_running) {
+      vcpu->phase = PHASE_INTERRUPTED;
+      tracee_interrupt(vcpu->tid);
+    }
+  }
+  uint64_t look_at = now_ns() + look_again_ns;
+  for (;;) {
+    stop_take_news(session);
+    if (session->gone)
+      return agent_fail(error, KVMGDB_AGENT_GONE, 0, -1, 0);
+    struct vcpu *late = first_not_parked(session, which);
+    if (!late)
+      return KVMGDB_AGENT_OK;
+    uint64_t now = now_ns();
+    if (now >= deadline) {
+      let_all_go(session, which);
+      return agent_fail(error, KVMGDB_AGENT_TIMEOUT, 0, late->index,
+                        late->run->exit_reason);
+    }
+    if (now >= look_at) {
+      look_again(session, which);
+      look_at = now + look_again_ns;
+    }
+    tracee_sleep(look_at < deadline ? look_at : deadline);
+  }
+}

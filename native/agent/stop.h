@@ -1,0 +1,42 @@
+/*
+ * Stopping vCPU threads where they may stand for ever, and letting them go.
+ *
+ * A parked thread is in an event-stop (so that it runs on if its tracer dies)
+ * with registers that enter KVM_RUN again: the VMM never learns of the stop.
+ */
+#ifndef KVMGDB_AGENT_STOP_H
+#define KVMGDB_AGENT_STOP_H
+
+#include "session.h"
+
+/*
+ * Parks `which` (an index or KVMGDB_AGENT_ALL). On TIMEOUT those that this
+ * call parked have been let go again. GONE when the VMM exits meanwhile.
+ */
+enum kvmgdb_agent_status stop_vcpus(struct session *session, int which,
+                                    uint64_t deadline,
+                                    struct agent_error *error);
+
+/* Lets a parked vCPU run on. */
+void stop_release(struct vcpu *vcpu);
+
+/* Takes all news of tracees; never sleeps. */
+void stop_take_news(struct session *session);
+
+/* Whether the VMM is about to see a debug exit (or an emulation failure that
+ * may be one) in these registers, which is then held back. */
+bool stop_is_debug_exit(const struct session *session, const struct vcpu *vcpu,
+                        const struct user_regs_struct *registers);
+
+/* Whether these registers show KVM_RUN on this vCPU, entered or returned. */
+bool stop_in_kvm_run(const struct session *session, const struct vcpu *vcpu,
+                     const struct user_regs_struct *registers);
+
+/* Puts back what journal and thread say of signals and immediate_exit. */
+void stop_restore_signals(struct session *session, struct vcpu *vcpu);
+void stop_restore_immediate_exit(struct session *session, struct vcpu *vcpu);
+
+/* Blocks all signals of a stopped thread, and notes its mask. */
+int stop_block_signals(struct session *session, struct vcpu *vcpu);
+
+#endif

@@ -1,0 +1,60 @@
+"""The agent's program, the guest, and VMMs of both kinds that run it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.vm import Program, Vm
+
+_HERE = Path(__file__).parent
+_AGENT = _HERE.parents[1] / "native" / "agent"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def agent_program() -> Path:
+    """The agent with sanitizers, unless KVMGDB_AGENT names another."""
+    if "KVMGDB_AGENT" not in os.environ:
+        subprocess.run(["make", "-s", "-j2", "-C", str(_AGENT), "asan"], check=True)
+        os.environ["KVMGDB_AGENT"] = str(_AGENT / "build" / "asan" / "kvmgdb-agent")
+    # Sanitizers look for leaks by ptrace, which is taken.
+    os.environ["ASAN_OPTIONS"] = "detect_leaks=0"
+    return Path(os.environ["KVMGDB_AGENT"])
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The guest and the plain VMM, compiled."""
+    return Program.build(_HERE / "guests", tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture
+def start(program: Program) -> Iterator[Callable[..., Vm]]:
+    """Starts the plain VMM: ``start(vcpus, *options)``."""
+    machines: list[Vm] = []
+
+    def run(vcpus: int = 1, *options: str) -> Vm:
+        machines.append(Vm.plain(program, vcpus, options))
+        return machines[-1]
+
+    yield run
+    for machine in machines:
+        machine.close()
+
+
+@pytest.fixture
+def start_qemu(program: Program) -> Iterator[Callable[..., Vm]]:
+    """Starts QEMU: ``start_qemu(vcpus, *arguments)``."""
+    machines: list[Vm] = []
+
+    def run(vcpus: int = 1, *arguments: str) -> Vm:
+        machines.append(Vm.qemu(program, vcpus, arguments))
+        return machines[-1]
+
+    yield run
+    for machine in machines:
+        machine.close()

@@ -1,0 +1,202 @@
+/*
+ * A VMM as plain as can be: vmm GUEST VCPUS [OPTION...], with its RAM at 0, and
+ * each vCPU started by itself in 32-bit protected mode. It exits at once when
+ * it sees what an attached debugger must hide from it: -EINTR from KVM_RUN
+ * (unless "eintr" is given), a debug exit. Options: seccomp   each vCPU thread
+ * allows itself only what it needs memfd     RAM is a memfd instead of private
+ * memory irqchip   KVM's interrupt controller: halts stay in the kernel eintr
+ * -EINTR is an error no more
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/kvm.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { MEMORY = 64 << 20, LOAD = 1 << 20, MAX_VCPUS = 8 };
+enum { SAW_EINTR = 3, SAW_DEBUG = 4, SAW_OTHER = 5, BAD_SETUP = 6 };
+
+static int with_seccomp, with_memfd, with_irqchip, with_eintr;
+static int kvm, vm;
+
+static struct {
+  int fd;
+  uint32_t number;
+  uint32_t out, in, mmio;
+  struct kvm_run *run;
+} vcpus[MAX_VCPUS];
+
+static void check(int ok, const char *what) {
+  if (!ok) {
+    perror(what);
+    exit(BAD_SETUP);
+  }
+}
+
+static void restrict_thread(void) {
+  struct sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 4, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_pause, 5, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_exit_group, 4, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_restart_syscall, 3, 0),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+               offsetof(struct seccomp_data, args[1])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, KVM_RUN, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+  };
+  struct sock_fprog program = {sizeof(filter) / sizeof(filter[0]), filter};
+  check(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs");
+  check(!prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), "seccomp");
+}
+
+static void start_state(int index) {
+  struct kvm_sregs sregs;
+  check(!ioctl(vcpus[index].fd, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
+  struct kvm_segment flat = {.limit = 0xffffffff,
+                             .selector = 0x10,
+                             .type = 3,
+                             .present = 1,
+                             .s = 1,
+                             .db = 1,
+                             .g = 1};
+  sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = flat;
+  sregs.cs = flat;
+  sregs.cs.selector = 0x18;
+  sregs.cs.type = 11;
+  sregs.cr0 |= 1;
+  check(!ioctl(vcpus[index].fd, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
+  struct kvm_regs regs = {.rip = LOAD, .rflags = 2, .rbx = (uint64_t)index};
+  check(!ioctl(vcpus[index].fd, KVM_SET_REGS, &regs), "KVM_SET_REGS");
+  if (with_irqchip) {
+    struct kvm_mp_state state = {KVM_MP_STATE_RUNNABLE};
+    check(!ioctl(vcpus[index].fd, KVM_SET_MP_STATE, &state), "MP_STATE");
+  }
+}
+
+static void on_io(int index) {
+  struct kvm_run *run = vcpus[index].run;
+  uint8_t *data = (uint8_t *)run + run->io.data_offset;
+  if (run->io.port >= 0x10 && run->io.port < 0x10 + MAX_VCPUS)
+    vcpus[index].out++;
+  else if (run->io.port >= 0x20 && run->io.port < 0x20 + MAX_VCPUS) {
+    uint32_t value = ++vcpus[index].in;
+    if (vcpus[index].out != value)
+      value = UINT32_MAX;
+    memcpy(data, &value, sizeof(value));
+  } else if (run->io.port == 0x80)
+    for (;;)
+      pause();
+}
+
+static void on_mmio(int index) {
+  struct kvm_run *run = vcpus[index].run;
+  if (run->mmio.is_write) {
+    vcpus[index].mmio++;
+    return;
+  }
+  memcpy(run->mmio.data, &vcpus[index].mmio, sizeof(vcpus[index].mmio));
+}
+
+static void *run_vcpu(void *argument) {
+  int index = (int)(intptr_t)argument;
+  struct kvm_run *run = vcpus[index].run;
+  start_state(index);
+  if (with_seccomp)
+    restrict_thread();
+  for (;;) {
+    if (ioctl(vcpus[index].fd, KVM_RUN, 0) < 0) {
+      if (errno == EINTR && with_eintr)
+        continue;
+      _exit(errno == EINTR ? SAW_EINTR : SAW_OTHER);
+    }
+    switch (run->exit_reason) {
+    case KVM_EXIT_IO:
+      on_io(index);
+      break;
+    case KVM_EXIT_MMIO:
+      on_mmio(index);
+      break;
+    case KVM_EXIT_HLT:
+      for (;;)
+        pause();
+    case KVM_EXIT_DEBUG:
+      _exit(SAW_DEBUG);
+    default:
+      _exit(SAW_OTHER);
+    }
+  }
+  return NULL;
+}
+
+int main(int argc, char **argv) {
+  if (argc < 3)
+    return BAD_SETUP;
+  int count = atoi(argv[2]);
+  for (int i = 3; i < argc; i++) {
+    with_seccomp |= !strcmp(argv[i], "seccomp");
+    with_memfd |= !strcmp(argv[i], "memfd");
+    with_irqchip |= !strcmp(argv[i], "irqchip");
+    with_eintr |= !strcmp(argv[i], "eintr");
+  }
+  check(count > 0 && count <= MAX_VCPUS, "vCPUs");
+  int file = with_memfd ? memfd_create("guest-ram", 0) : -1;
+  check(!with_memfd || !ftruncate(file, MEMORY), "memfd");
+  uint8_t *memory =
+      mmap(NULL, MEMORY, PROT_READ | PROT_WRITE,
+           with_memfd ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, file, 0);
+  check(memory != MAP_FAILED, "mmap");
+  int image = open(argv[1], O_RDONLY);
+  check(image >= 0 && read(image, memory + LOAD, MEMORY - LOAD) > 0, argv[1]);
+  close(image);
+
+  kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+  check(kvm >= 0, "/dev/kvm");
+  vm = ioctl(kvm, KVM_CREATE_VM, 0);
+  check(vm >= 0, "KVM_CREATE_VM");
+  check(!ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000), "KVM_SET_TSS_ADDR");
+  if (with_irqchip)
+    check(!ioctl(vm, KVM_CREATE_IRQCHIP, 0), "KVM_CREATE_IRQCHIP");
+  struct kvm_userspace_memory_region region = {
+      .memory_size = MEMORY, .userspace_addr = (uint64_t)memory};
+  check(!ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "memory region");
+  int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+  for (int i = 0; i < count; i++) {
+    vcpus[i].fd = ioctl(vm, KVM_CREATE_VCPU, i);
+    check(vcpus[i].fd >= 0, "KVM_CREATE_VCPU");
+    vcpus[i].run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED,
+                        vcpus[i].fd, 0);
+    check(vcpus[i].run != MAP_FAILED, "kvm_run");
+    static struct {
+      struct kvm_cpuid2 head;
+      struct kvm_cpuid_entry2 entry[256];
+    } cpuid;
+    cpuid.head.nent = 256;
+    check(!ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid), "supported cpuid");
+    check(!ioctl(vcpus[i].fd, KVM_SET_CPUID2, &cpuid), "KVM_SET_CPUID2");
+  }
+  for (int i = 0; i < count; i++) {
+    pthread_t thread;
+    check(!pthread_create(&thread, NULL, run_vcpu, (void *)(intptr_t)i),
+          "thread");
+  }
+  puts("ready");
+  fflush(stdout);
+  for (;;)
+    pause();
+}
