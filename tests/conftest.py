@@ -10,7 +10,7 @@ from tests.support import leftovers
 from tests.support.gdb import GdbSession
 from tests.support.require import NEEDS, PYPI_GDB, SYSTEM_GDB, demand, required
 
-pytest_plugins = ["tests.guests.linux.fixtures"]
+pytest_plugins = ["tests.guests.linux.fixtures", "tests.support.served"]
 
 _GDBS = {"gdb": SYSTEM_GDB, "gdb18": PYPI_GDB}
 
