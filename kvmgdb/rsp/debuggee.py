@@ -254,6 +254,8 @@ class Debuggee:
             self._tell(member, StopEvent(StopReason.REQUEST, self.last_stop.vcpu))
         else:
             self._guarded(self._machine.request_stop)
+            # A backend that stops at once has its event ready.
+            self._poll()
 
     def _let_run_if_wanted(self, trigger: Debugger | None) -> None:
         members = list(self._members.values())
