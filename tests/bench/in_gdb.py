@@ -1,0 +1,40 @@
+"""Runs inside GDB: measures what GDB does through the remote target that it is
+connected to, and prints ``RESULT name seconds`` lines. Times are GDB's own.
+
+Set before: ``bench_address``, ``bench_length``, ``bench_file``.
+"""
+
+import time
+
+import gdb
+
+ROUNDS = 100
+
+
+def result(name: str, seconds: float) -> None:
+    print(f"RESULT {name} {seconds:.9f}")
+
+
+def timed(command: str) -> float:
+    begin = time.perf_counter()
+    gdb.execute(command, to_string=True)
+    return time.perf_counter() - begin
+
+
+address = int(gdb.convenience_variable("bench_address"))
+length = int(gdb.convenience_variable("bench_length"))
+path = gdb.convenience_variable("bench_file").string()
+
+result("dump", min(timed(f"dump binary memory {path} {address} {address + length}") for _ in "12"))
+
+
+def read_registers() -> float:
+    gdb.execute("maintenance flush register-cache", to_string=True)
+    begin = time.perf_counter()
+    for name in ("rip", "rsp", "cs", "cr3"):
+        int(gdb.selected_frame().read_register(name))
+    return time.perf_counter() - begin
+
+
+result("registers", sorted(read_registers() for _ in range(ROUNDS))[ROUNDS // 2])
+result("stepi", sorted(timed("stepi") for _ in range(ROUNDS))[ROUNDS // 2])
