@@ -114,29 +114,14 @@ static void advance(struct iovec *vector, size_t bytes) {
 }
 
 /*
- * The manual allows process_vm_readv to fail a whole element for one bad page
- * in it: the part up to the end of its first page is tried alone before the
- * element is given up.
+ * The kernel copies page by page and counts what came before a bad one, within
+ * an element too (mm/process_vm_access.c; the manual promises less).
  */
-static ssize_t read_first_page(const struct process *process,
-                               const struct iovec *local,
-                               const struct iovec *remote) {
-  uint64_t hva = (uintptr_t)remote->iov_base;
-  size_t length = HOST_PAGE_SIZE - (hva & (HOST_PAGE_SIZE - 1));
-  if (length > remote->iov_len)
-    length = remote->iov_len;
-  struct iovec to = {.iov_base = local->iov_base, .iov_len = length};
-  struct iovec from = {.iov_base = remote->iov_base, .iov_len = length};
-  return process_vm_readv(process->pid, &to, 1, &from, 1, 0);
-}
-
 static int read_vectors(const struct process *process, struct iovec *local,
                         struct iovec *remote, size_t count, size_t *done) {
   for (size_t i = 0; i < count;) {
     ssize_t result = process_vm_readv(process->pid, local + i, count - i,
                                       remote + i, count - i, 0);
-    if (result < 0 && errno == EFAULT)
-      result = read_first_page(process, local + i, remote + i);
     if (result <= 0)
       return result < 0 ? errno : EFAULT;
     *done += (size_t)result;

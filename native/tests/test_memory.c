@@ -146,6 +146,9 @@ TEST(memory, a_file_has_no_ram_past_its_end_and_is_not_made_longer) {
       KVMGDB_ERR_NO_RAM);
   CHECK_EQUAL(done, 0x800);
   CHECK_EQUAL(error.address, 0x1800);
+  CHECK_EQUAL(kvmgdb_memory_write(memory, 0x2000, buffer, 16, &done, &error),
+              KVMGDB_ERR_NO_RAM);
+  CHECK_EQUAL(done, 0);
   struct stat stat;
   CHECK(fstat(fd, &stat) == 0);
   CHECK_EQUAL(stat.st_size, 0x1800);

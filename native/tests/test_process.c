@@ -321,8 +321,22 @@ TEST(process, a_process_that_is_not_there_is_gone) {
   kvmgdb_memory_destroy(memory);
 }
 
+/* As check_gone, below the pagemap: what process_vm_readv returned is not
+ * kept, though there was something to read. */
+static void check_read_is_dropped(const struct process *process,
+                                  uint8_t *start) {
+  static uint8_t buffer[SIZE];
+  struct iovec local = {.iov_base = buffer, .iov_len = SIZE};
+  struct iovec remote = {.iov_base = start, .iov_len = SIZE};
+  size_t done = 1;
+  CHECK_EQUAL(process_read(process, &local, &remote, 1, &done), ESRCH);
+  CHECK_EQUAL(done, 0);
+}
+
 TEST(process, another_process_with_the_same_pid_is_never_read) {
   CHILD child = start_child(do_nothing);
+  struct process process;
+  CHECK_EQUAL(process_open(&process, child.pid, NULL), KVMGDB_OK);
   memset(child.start, 0x77, SIZE); /* what a stranger would have there */
   pid_t pid = child.pid;
   stop(&child);
@@ -345,6 +359,8 @@ TEST(process, another_process_with_the_same_pid_is_never_read) {
   CHECK_EQUAL(process_vm_readv(pid, &local, 1, &remote, 1, 0), 1);
   CHECK_EQUAL(byte, 0x77); /* it can be read, by PID */
   check_gone(child.memory);
+  check_read_is_dropped(&process, child.start);
+  process_close(&process);
 }
 
 TEST(process, a_program_put_in_its_place_is_never_read) {
@@ -385,33 +401,96 @@ TEST(process, a_program_put_in_its_place_is_never_read) {
   check_gone(child.memory);
 }
 
-TEST(process, a_scattered_range_comes_from_the_process_as_from_a_file) {
-  CHILD child = start_child(touch_pages);
-  /* Page tables in a file, the rest in the child: pages in reverse order. */
-  GUEST guest = guest_create(KVMGDB_PAGING_4LEVEL, 1 << 20, 0x10000);
-  uint64_t gva = UINT64_C(0xffffc90000000000);
-  uint64_t gpa = UINT64_C(0x40000000);
-  for (uint64_t page = 0; page < PAGES; page++)
-    guest_map(&guest, gva + (page << 12), gpa + ((PAGES - 1 - page) << 12), 1,
-              0);
-  struct kvmgdb_error error;
+#define SCATTERED UINT64_C(0xffffc90000000000)
+
+/* Tables in a file that map `count` pages of the child, by number, in order. */
+static struct guest map_scattered(struct child *child, const size_t *pages,
+                                  size_t count) {
+  struct guest guest = guest_create(KVMGDB_PAGING_4LEVEL, 0x100000, 0x10000);
+  for (size_t i = 0; i < count; i++)
+    guest_map(&guest, SCATTERED + i * HOST_PAGE_SIZE,
+              GPA + pages[i] * HOST_PAGE_SIZE, 1, 0);
   CHECK_EQUAL(
-      kvmgdb_memory_add_file(child.memory, 0, 0x100000, guest.fd, 0, 0, &error),
+      kvmgdb_memory_add_file(child->memory, 0, 0x100000, guest.fd, 0, 0, NULL),
       KVMGDB_OK);
-  CHECK_EQUAL(kvmgdb_memory_add_process(child.memory, gpa, SIZE,
-                                        (uintptr_t)child.start, 0, &error),
-              KVMGDB_OK);
+  return guest;
+}
+
+TEST(process, a_scattered_range_is_read_in_order) {
+  CHILD child = start_child(touch_pages);
+  size_t pages[PAGES];
+  for (size_t i = 0; i < PAGES; i++)
+    pages[i] = PAGES - 1 - i;
+  /* Touched neighbours with an untouched page between them. */
+  size_t mixed[] = {3, 4, 4, 10, 11, 17, 5, 18, 10, 11, 12, 13};
+  memcpy(pages, mixed, sizeof(mixed));
+  GUEST guest = map_scattered(&child, pages, PAGES);
   static uint8_t buffer[SIZE];
   memset(buffer, 0xaa, SIZE);
   size_t done, before = count_touched(&child);
-  CHECK_EQUAL(kvmgdb_virtual_read(child.memory, &guest.paging, gva + 7, buffer,
-                                  SIZE - 7, &done, &error),
+  CHECK_EQUAL(kvmgdb_virtual_read(child.memory, &guest.paging, SCATTERED + 7,
+                                  buffer, SIZE - 7, &done, NULL),
               KVMGDB_OK);
   for (size_t i = 0; i < SIZE - 7; i++) {
-    size_t page = PAGES - 1 - (i + 7) / HOST_PAGE_SIZE;
+    size_t page = pages[(i + 7) / HOST_PAGE_SIZE];
     CHECK_EQUAL(buffer[i], page_is_touched(page) ? page_byte(page) : 0);
   }
   CHECK_EQUAL(count_touched(&child), before);
+}
+
+static void touch_neighbours(uint8_t *start) {
+  for (size_t page = 0; page < PAGES; page++)
+    if (page != 1)
+      memset(start + page * HOST_PAGE_SIZE, page_byte(page), HOST_PAGE_SIZE);
+}
+
+TEST(process, a_hole_between_neighbours_keeps_its_place) {
+  CHILD child = start_child(touch_neighbours);
+  size_t pages[] = {4, 1, 5};
+  GUEST guest = map_scattered(&child, pages, 3);
+  uint8_t buffer[3 * HOST_PAGE_SIZE];
+  memset(buffer, 0xaa, sizeof(buffer));
+  CHECK_EQUAL(kvmgdb_virtual_read(child.memory, &guest.paging, SCATTERED,
+                                  buffer, sizeof(buffer), NULL, NULL),
+              KVMGDB_OK);
+  for (size_t i = 0; i < sizeof(buffer); i++) {
+    size_t page = pages[i / HOST_PAGE_SIZE];
+    CHECK_EQUAL(buffer[i], page == 1 ? 0 : page_byte(page));
+  }
+}
+
+TEST(process, a_page_that_fails_in_a_scattered_range_is_named) {
+  CHILD child = start_child(protect_the_middle);
+  size_t pages[] = {7, 9, 600, 3};
+  GUEST guest = map_scattered(&child, pages, 4);
+  uint8_t buffer[4 * HOST_PAGE_SIZE];
+  struct kvmgdb_error error;
+  size_t done;
+  CHECK_EQUAL(kvmgdb_virtual_read(child.memory, &guest.paging, SCATTERED,
+                                  buffer, sizeof(buffer), &done, &error),
+              KVMGDB_ERR_NO_RAM);
+  CHECK_EQUAL(done, 2 * HOST_PAGE_SIZE);
+  CHECK_EQUAL(error.address, SCATTERED + 2 * HOST_PAGE_SIZE);
+  CHECK_EQUAL(error.entry, GPA + 600 * HOST_PAGE_SIZE);
+}
+
+static void unmap_untouched(uint8_t *start) {
+  munmap(start + 600 * HOST_PAGE_SIZE, HOST_PAGE_SIZE);
+}
+
+TEST(process, what_is_not_mapped_is_not_taken_for_untouched) {
+  CHILD child = start_child(unmap_untouched);
+  static uint8_t buffer[SIZE];
+  struct kvmgdb_error error;
+  size_t done;
+  CHECK_EQUAL(
+      kvmgdb_memory_read(child.memory, GPA, buffer, SIZE, &done, &error),
+      KVMGDB_ERR_NO_RAM);
+  CHECK_EQUAL(done, 600 * HOST_PAGE_SIZE);
+  CHECK_EQUAL(kvmgdb_memory_read(child.memory, GPA + done + HOST_PAGE_SIZE,
+                                 buffer, 100 * HOST_PAGE_SIZE, &done, &error),
+              KVMGDB_OK);
+  CHECK_EQUAL(count_touched(&child), 0);
 }
 
 TEST(process, the_memory_file_of_a_process_works_as_a_file) {

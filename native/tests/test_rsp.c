@@ -148,6 +148,7 @@ TEST(rsp, what_is_cut_off_or_too_long_is_refused) {
       {"a*!b", 0, 9, "a*!b"},
       {"a* * ", 1, 9, "aaaaaaa"},
       {"}*", 0, 9, "\n"},
+      {"0123456789abcdef* ", 1, 99, "0123456789abcdeffff"},
       /* The run is of the byte as it was sent, here half of an escape. */
       {"}\x03* ", 1, 9, "#\x03\x03\x03"},
       {"}* ", 1, 9, "]]"},

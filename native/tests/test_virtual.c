@@ -313,6 +313,12 @@ TEST(virtual, search_passes_over_what_is_mapped_without_ram_quickly) {
               BIG);
   guest_map(&guest, BASE + (UINT64_C(512) << 30), 0x9000, 1, 0);
   memcpy(guest.ram + 0x9100, "the needle", 10);
+  /* Once with nothing above what was looked at, once with RAM far above. */
+  CHECK_EQUAL(search(&guest, BASE, 0, "the needle", 10, 1 << 20),
+              BASE + (UINT64_C(512) << 30) + 0x100);
+  CHECK_EQUAL(kvmgdb_memory_add_file(guest.memory, UINT64_C(1) << 45, 0x1000,
+                                     guest.fd, 0, 0, NULL),
+              KVMGDB_OK);
   CHECK_EQUAL(search(&guest, BASE, 0, "the needle", 10, 1 << 20),
               BASE + (UINT64_C(512) << 30) + 0x100);
 }
