@@ -83,7 +83,7 @@ struct fadt {
   struct generic_address reset_register;
   uint8_t reset_value;
   uint8_t reserved2[3];
-  uint64_t extended_facs;
+  uint64_t extended_facs; /* 0: `facs` holds, and only one of them may */
   uint64_t extended_dsdt;
   struct generic_address extended_pm1a_event;
   struct generic_address extended_pm1b_event;
@@ -219,7 +219,6 @@ static void fill_fadt(struct fadt *fadt) {
                FADT_NO_SLEEP_BUTTON | FADT_RESET_REGISTER,
       .reset_register = io_address(RESET_PORT, 8),
       .reset_value = RESET_VALUE,
-      .extended_facs = GPA_OF(facs),
       .extended_dsdt = GPA_OF(dsdt),
       .extended_pm1a_event = io_address(ACPI_PM1_EVENT_PORT, 32),
       .extended_pm1a_control = io_address(ACPI_PM1_CONTROL_PORT, 16),

@@ -127,6 +127,7 @@ static bool turn(struct loop *loop, int *status) {
 int loop_run(struct loop *loop) {
   int status;
   check_pty(loop);
+  control_announce(loop->control);
   while (turn(loop, &status))
     ;
   return status;
