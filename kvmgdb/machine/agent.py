@@ -276,6 +276,18 @@ class Agent:
             values[name] = int(getattr(shown.sregs, name))
         return values
 
+    def register_structures(self, vcpu: int) -> tuple[bytes, bytes]:
+        """``struct kvm_regs`` and ``struct kvm_sregs`` of a stopped vCPU, as KVM
+        filled them. Raises MachineError while it runs."""
+        shown = self.shared.vcpu[vcpu]
+        if not shown.registers_valid:
+            raise MachineError(f"vCPU {vcpu} is running")
+        field = self._ffi.addressof
+        return (
+            bytes(self._ffi.buffer(field(shown, "regs"))),
+            bytes(self._ffi.buffer(field(shown, "sregs"))),
+        )
+
     def clear_event(self) -> None:
         """Makes ``event_fd`` unreadable until something happens again."""
         with suppress(BlockingIOError):

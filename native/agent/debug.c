@@ -2,6 +2,7 @@
 #include "inject.h"
 #include "perf.h"
 #include "plant.h"
+#include "probe.h"
 #include "regs.h"
 #include "stop.h"
 #include "tracee.h"
@@ -138,6 +139,14 @@ struct table {
   int *count;
 };
 
+/* Tried once; what a host's KVM can do does not change. */
+static bool has_watchpoints(void) {
+  static enum { NOT_TRIED, YES, NO } known = NOT_TRIED;
+  if (known == NOT_TRIED)
+    known = probe_watchpoints() ? YES : NO;
+  return known == YES;
+}
+
 static struct table table_of(struct session *session, uint32_t kind) {
   if (kind == KVMGDB_AGENT_SOFTWARE)
     return (struct table){session->software, KVMGDB_AGENT_MAX_BREAKPOINTS,
@@ -155,6 +164,10 @@ debug_insert(struct session *session,
   enum kvmgdb_agent_status status = require_stopped(session, error);
   if (status)
     return status;
+  bool watch =
+      wanted->kind == KVMGDB_AGENT_WRITE || wanted->kind == KVMGDB_AGENT_ACCESS;
+  if (watch && !has_watchpoints())
+    return agent_fail(error, KVMGDB_AGENT_UNSUPPORTED, 0, -1, 0);
   struct table table = table_of(session, wanted->kind);
   int place = -1;
   for (int i = table.size - 1; i >= 0; i--) {
@@ -317,17 +330,42 @@ static enum kvmgdb_agent_status show(struct session *session, struct vcpu *vcpu,
   return KVMGDB_AGENT_OK;
 }
 
-/* The next event that the client has not seen becomes the focus. */
-static bool take_focus(struct session *session) {
+static bool hardware_at(const struct session *session, uint64_t gva,
+                        bool execution) {
+  for (int i = 0; i < KVMGDB_AGENT_MAX_HARDWARE; i++) {
+    const struct breakpoint *breakpoint = &session->hardware[i];
+    if (breakpoint->used && breakpoint->gva == gva &&
+        (breakpoint->kind == KVMGDB_AGENT_HARDWARE) == execution)
+      return true;
+  }
+  return false;
+}
+
+/* Whether what was hit was removed before anybody saw the hit. */
+static bool is_taken_away(struct session *session, struct vcpu *vcpu,
+                          const struct kvmgdb_agent_vcpu *shown) {
+  switch (shown->reason) {
+  case KVMGDB_AGENT_REASON_BREAKPOINT:
+    return software_at(session, vcpu, shown->address) < 0;
+  case KVMGDB_AGENT_REASON_HARDWARE:
+  case KVMGDB_AGENT_REASON_WATCH:
+    return !hardware_at(session, shown->address,
+                        shown->reason == KVMGDB_AGENT_REASON_HARDWARE);
+  }
+  return false;
+}
+
+/* The next event that the client has not seen becomes the focus. With
+ * `actions`, only those of vCPUs that are to be resumed. */
+static bool take_focus(struct session *session, const uint8_t *actions) {
   for (int i = 0; i < session->vcpu_count; i++) {
     struct vcpu *vcpu = &session->vcpu[i];
-    if (!vcpu->unshown)
+    if (!vcpu->unshown || (actions && !actions[i]))
       continue;
     vcpu->unshown = false;
     const struct kvmgdb_agent_vcpu *shown = &session->shared->vcpu[i];
-    if (shown->reason == KVMGDB_AGENT_REASON_BREAKPOINT &&
-        software_at(session, vcpu, shown->address) < 0)
-      continue; /* taken away before anybody saw the hit */
+    if (is_taken_away(session, vcpu, shown))
+      continue;
     session->shared->focus = i;
     return true;
   }
@@ -356,7 +394,7 @@ enum kvmgdb_agent_status debug_show_stop(struct session *session, int *events,
     *events += is_event;
   }
   if (*events)
-    take_focus(session);
+    take_focus(session, NULL);
   return KVMGDB_AGENT_OK;
 }
 
@@ -409,15 +447,6 @@ static uint32_t step_flags(const struct session *session, bool block_irq) {
   return flags;
 }
 
-static bool hardware_at(const struct session *session, uint64_t gva) {
-  for (int i = 0; i < KVMGDB_AGENT_MAX_HARDWARE; i++)
-    if (session->hardware[i].used &&
-        session->hardware[i].kind == KVMGDB_AGENT_HARDWARE &&
-        session->hardware[i].gva == gva)
-      return true;
-  return false;
-}
-
 /*
  * Executes the one instruction under a breakpoint while all others stand.
  * `*moved` is false when it did not come to an end in time (hlt): the vCPU is
@@ -465,7 +494,7 @@ static enum kvmgdb_agent_status prepare(struct session *session,
   uint64_t pc = program_counter(session, vcpu);
   int software = software_at(session, vcpu, pc);
   enum kvmgdb_agent_status status;
-  if (software >= 0 || hardware_at(session, pc)) {
+  if (software >= 0 || hardware_at(session, pc, true)) {
     bool block_irq = action != KVMGDB_AGENT_STEP;
     status = step_over(session, vcpu, software, block_irq, error);
     if (status)
@@ -500,7 +529,7 @@ enum kvmgdb_agent_status debug_resume(struct session *session,
         !(session->guest_debug_supported & KVM_GUESTDBG_BLOCKIRQ))
       return agent_fail(error, KVMGDB_AGENT_UNSUPPORTED, 0, i, 0);
   }
-  if (take_focus(session)) {
+  if (take_focus(session, actions)) {
     notify(session);
     return KVMGDB_AGENT_OK;
   }
@@ -515,7 +544,7 @@ enum kvmgdb_agent_status debug_resume(struct session *session,
       return status;
   }
   if (held) {
-    take_focus(session);
+    take_focus(session, NULL);
     notify(session);
     return KVMGDB_AGENT_OK;
   }

@@ -96,22 +96,22 @@ class Vm:
             with suppress(FileNotFoundError), open(f"/proc/{self.pid}/maps") as maps:
                 for line in maps:
                     start, end = (int(word, 16) for word in line.split()[0].split("-"))
-                    if " rw-" in line and self._has_guest(start, end):
-                        found = end - RAM if end - start >= RAM else 0
-                        return bool(found)
+                    if " rw-" in line and (found := self._guest_in(start, end)):
+                        return True
             return False
 
         wait_until(look, "the guest's RAM")
         return found
 
-    def _has_guest(self, start: int, end: int) -> bool:
-        if end - start < RAM:
-            return False
+    def _guest_in(self, start: int, end: int) -> int:
+        """Where RAM begins in a mapping, or 0: the kernel merges neighbours."""
         with open(f"/proc/{self.pid}/mem", "rb", 0) as memory:
-            memory.seek(end - RAM + self.symbols["signature"])
-            with suppress(OSError):
-                return memory.read(len(_SIGNATURE)) == _SIGNATURE
-        return False
+            for base in range(start, min(end - RAM, start + RAM) + 1, 4096):
+                memory.seek(base + self.symbols["signature"])
+                with suppress(OSError):
+                    if memory.read(len(_SIGNATURE)) == _SIGNATURE:
+                        return base
+        return 0
 
     # ---- the guest ---------------------------------------------------------
 
