@@ -14,7 +14,7 @@
 #define PAGEMAP 512 /* entries looked at in one go */
 
 /* Pages whose entries are fetched along when more pieces are to come. */
-#define PAGEMAP_AHEAD 64
+#define PAGEMAP_AHEAD 8
 
 /* Bytes that wait for the next process_vm_readv. */
 struct batch {
