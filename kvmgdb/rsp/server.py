@@ -92,7 +92,7 @@ def _peer_name(transport: asyncio.BaseTransport) -> str:
     peer = transport.get_extra_info("peername")
     if isinstance(peer, tuple):
         return str(SocketAddress(host=str(peer[0]), port=int(peer[1])))
-    return "unix socket" if transport.get_extra_info("socket") is not None else "stdio"
+    return "unix socket" if transport.get_extra_info("sockname") else "stdio"
 
 
 class Server:
@@ -167,6 +167,11 @@ class Server:
     async def _serve_stdio(self, loop: asyncio.AbstractEventLoop) -> None:
         """GDB started us (``target remote | kvmgdb serve ... --listen -``)."""
         protocol = ClientProtocol(self._debuggee, self.stop)
+        if stat.S_ISSOCK(os.fstat(sys.stdin.fileno()).st_mode):
+            # GDB gives both as one end of a socket pair.
+            both = socket.socket(fileno=os.dup(sys.stdin.fileno()))
+            await loop.connect_accepted_socket(lambda: protocol, both)
+            return
         writer, _ = await loop.connect_write_pipe(asyncio.Protocol, sys.stdout.buffer)
         protocol.connection_made(writer)
         await loop.connect_read_pipe(lambda: _StdinProtocol(protocol), sys.stdin.buffer)
