@@ -27,6 +27,8 @@ from kvmgdb.errors import (
     TargetGoneError,
 )
 
+# What can be read from in place.
+Bytes = bytes | bytearray | memoryview
 ReadCallback = Callable[[int, int], bytes]
 WriteCallback = Callable[[int, bytes], None]
 
@@ -352,11 +354,12 @@ class Memory:
     def read(self, gpa: int, length: int) -> bytes:
         return _whole(self.read_partial(gpa, length))
 
-    def write(self, gpa: int, data: bytes) -> None:
+    def write(self, gpa: int, data: Bytes) -> None:
         """Bytes before the one that the error names have been written."""
         error = ffi.new("struct kvmgdb_error *")
+        source = ffi.from_buffer(data)
         status = lib.kvmgdb_memory_write(
-            self._native, _u64(gpa, "address"), ffi.from_buffer(data), len(data), ffi.NULL, error
+            self._native, _u64(gpa, "address"), source, len(source), ffi.NULL, error
         )
         _check(status, error)
 
@@ -389,16 +392,17 @@ class Memory:
     def read_virtual(self, paging: Paging, gva: int, length: int) -> bytes:
         return _whole(self.read_virtual_partial(paging, gva, length))
 
-    def write_virtual(self, paging: Paging, gva: int, data: bytes) -> None:
+    def write_virtual(self, paging: Paging, gva: int, data: Bytes) -> None:
         """Bytes before the one that the error names have been written. The
         page tables' own write protection is passed over."""
         error = ffi.new("struct kvmgdb_error *")
+        source = ffi.from_buffer(data)
         status = lib.kvmgdb_virtual_write(
             self._native,
             paging.native,
             _u64(gva, "address"),
-            ffi.from_buffer(data),
-            len(data),
+            source,
+            len(source),
             ffi.NULL,
             error,
         )
@@ -517,14 +521,16 @@ def _whole(result: tuple[bytes, KvmgdbError | None]) -> bytes:
 # ---- remote protocol ------------------------------------------------------
 
 
-def rsp_checksum(data: bytes) -> int:
+def rsp_checksum(data: Bytes) -> int:
     """Sum of all bytes, modulo 256."""
-    return int(lib.kvmgdb_rsp_checksum(ffi.from_buffer(data), len(data)))
+    source = ffi.from_buffer(data)
+    return int(lib.kvmgdb_rsp_checksum(source, len(source)))
 
 
-def rsp_crc(crc: int, data: bytes) -> int:
+def rsp_crc(crc: int, data: Bytes) -> int:
     """The CRC of ``qCRC``, continued: start with 0xffffffff."""
-    return int(lib.kvmgdb_rsp_crc(crc, ffi.from_buffer(data), len(data)))
+    source = ffi.from_buffer(data)
+    return int(lib.kvmgdb_rsp_crc(crc, source, len(source)))
 
 
 def rsp_frame(payload: bytes, binary: bool, runs: bool) -> bytes:
@@ -538,19 +544,20 @@ def rsp_frame(payload: bytes, binary: bool, runs: bool) -> bytes:
     return bytes(ffi.buffer(out, size))
 
 
-def rsp_frame_hex(prefix: bytes, data: bytes) -> bytes:
+def rsp_frame_hex(prefix: bytes, data: Bytes) -> bytes:
     """A frame with ``prefix`` as it is and ``data`` as hex digits."""
     return _frame(lib.kvmgdb_rsp_frame_hex, prefix, data)
 
 
-def rsp_frame_binary(prefix: bytes, data: bytes) -> bytes:
+def rsp_frame_binary(prefix: bytes, data: Bytes) -> bytes:
     """A frame with ``prefix`` as it is and ``data`` escaped."""
     return _frame(lib.kvmgdb_rsp_frame_binary, prefix, data)
 
 
-def _frame(encode: Any, prefix: bytes, data: bytes) -> bytes:
-    out = _allocate("char[]", len(prefix) + 2 * len(data) + 4)
-    size = encode(ffi.from_buffer(prefix), len(prefix), ffi.from_buffer(data), len(data), out)
+def _frame(encode: Any, prefix: bytes, data: Bytes) -> bytes:
+    source = ffi.from_buffer(data)
+    out = _allocate("char[]", len(prefix) + 2 * len(source) + 4)
+    size = encode(prefix, len(prefix), source, len(source), out)
     return bytes(ffi.buffer(out, size))
 
 

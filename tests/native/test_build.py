@@ -1,0 +1,49 @@
+"""What cffi is told is what the header says."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvmgdb._native import lib
+
+ROOT = Path(__file__).parents[2]
+HEADER = ROOT / "native" / "include" / "kvmgdb" / "kvmgdb.h"
+
+
+@pytest.fixture
+def declarations(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    monkeypatch.chdir(ROOT)
+    function: Callable[[str], str] = runpy.run_path("native/build_ffi.py")["declarations"]
+    return function
+
+
+def test_every_function_of_the_header_can_be_called() -> None:
+    declared = set(
+        re.findall(
+            r"\b(kvmgdb_\w+)\(", re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
+        )
+    )
+    assert len(declared) > 15
+    assert declared <= set(dir(lib))
+
+
+def test_a_header_without_its_markers_is_refused(declarations: Callable[[str], str]) -> None:
+    text = HEADER.read_text()
+    assert "kvmgdb_memory_read" in declarations(text)
+    for marker in ("/* cffi: begin */", "/* cffi: end */"):
+        with pytest.raises(ValueError, match="markers"):
+            declarations(text.replace(marker, ""))
+
+
+def test_only_the_facade_imports_the_extension() -> None:
+    importers = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "kvmgdb").rglob("*.py")
+        if re.search(r"^\s*(from|import) .*\b_native\b", path.read_text(), flags=re.MULTILINE)
+    }
+    assert importers == {"kvmgdb/machine/native.py"}
