@@ -129,6 +129,11 @@ class Vcpu(ABC):
         where any byte of the range is not mapped, before writing anything
         if the backend can know."""
 
+    def memory_view(self) -> tuple[Memory, Paging] | None:
+        """Guest-physical memory and how this vCPU translates, by which what
+        :meth:`read_memory` returns can be read directly; None where it cannot."""
+        return None
+
     @property
     def state(self) -> str:
         """ "running", "halted" or "" where the backend does not know."""

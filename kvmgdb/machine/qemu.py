@@ -44,7 +44,7 @@ from kvmgdb.machine.interface import (
     StopEvent,
     StopReason,
 )
-from kvmgdb.machine.native import Memory
+from kvmgdb.machine.native import Memory, Paging
 from kvmgdb.machine.qemu_memory import QemuMemoryMap
 from kvmgdb.machine.qemu_process import (
     QemuProcess,
@@ -75,11 +75,16 @@ class QemuVcpu(StubVcpu):
 
     machine: QemuMachine
 
-    def read_memory(self, gva: int, length: int) -> bytes:
+    def memory_view(self) -> tuple[Memory, Paging] | None:
         paging = self.paging()
         memory = self.machine.current_memory(self)
-        if memory is None or paging is None:
+        return None if memory is None or paging is None else (memory, paging)
+
+    def read_memory(self, gva: int, length: int) -> bytes:
+        view = self.memory_view()
+        if view is None:
             return super().read_memory(gva, length)
+        memory, paging = view
         data, error = memory.read_virtual_partial(paging, gva, length)
         if not data and error is not None:
             raise error
@@ -329,9 +334,9 @@ class QemuMachine(StubMachine):
             self._ran_since_map = False
 
     def check_writable(self, vcpu: StubVcpu, gva: int, length: int) -> None:
-        paging = vcpu.paging()
-        memory = self.current_memory(vcpu)
-        if memory is not None and paging is not None:
+        view = vcpu.memory_view()
+        if view is not None:
+            memory, paging = view
             memory.read_virtual(paging, gva, length)
 
     def write_physical(self, gpa: int, data: bytes) -> None:

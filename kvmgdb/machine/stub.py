@@ -32,7 +32,7 @@ from kvmgdb.machine.interface import (
     StopReason,
     Vcpu,
 )
-from kvmgdb.machine.native import Memory
+from kvmgdb.machine.native import Memory, Paging
 from kvmgdb.machine.qemu_registers import MONITOR_GROUPS, decode_info_registers
 from kvmgdb.machine.registers import (
     BY_NAME,
@@ -73,12 +73,19 @@ class StubVcpu(Vcpu):
         self.thread = thread
         self._registers = RegisterFile()
         self._fetched: set[Group] = set()
+        self._paging: Paging | None = None
 
     def invalidate(self) -> None:
-        """Forgets the registers: the vCPU has run."""
+        """Forgets the registers: the vCPU has run, or one was written."""
         if self._fetched:
             self._registers = RegisterFile()
             self._fetched = set()
+            self._paging = None
+
+    def paging(self) -> Paging | None:
+        if self._paging is None:
+            self._paging = super().paging()
+        return self._paging
 
     def read_registers(self, groups: frozenset[Group]) -> RegisterFile:
         if not self._fetched >= groups:

@@ -19,6 +19,8 @@ REQUEST_TIMEOUT = 10.0
 # A stub that announces no PacketSize may have QEMU's old limit.
 DEFAULT_PACKET_SIZE = 1024
 MAX_PACKET = 1 << 20
+# Below the size from which the allocator maps and unmaps memory for each piece.
+_RECEIVE_SIZE = 1 << 15
 
 
 def frame(payload: bytes) -> bytes:
@@ -171,7 +173,7 @@ class StubClient:
             raise self._gone()
         try:
             self._socket.settimeout(timeout)
-            piece = self._socket.recv(1 << 17)
+            piece = self._socket.recv(_RECEIVE_SIZE)
         except (BlockingIOError, TimeoutError):
             return False
         except OSError:

@@ -21,6 +21,8 @@ from kvmgdb.rsp.session import Session
 
 # A client that stops reading must not make us hoard what it asked for.
 _MAX_UNSENT = 16 << 20
+# Bytes taken from a connection at once.
+_RECEIVE_SIZE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,19 @@ class ListenAddress:
         return "standard input and output" if self.socket is None else str(self.socket)
 
 
-class ClientProtocol(asyncio.Protocol):
-    """Glue between one asyncio transport and its session."""
+class ClientProtocol(asyncio.BufferedProtocol):
+    """Glue between one asyncio transport and its session.
+
+    Buffered: a plain protocol gets its bytes in an object of 256 KiB, which is
+    mapped and unmapped again for each packet.
+    """
 
     def __init__(self, debuggee: Debuggee, on_close: Callable[[], None] | None = None) -> None:
         self._debuggee = debuggee
         self._on_close = on_close
         self._transport: asyncio.WriteTransport | None = None
         self._session: Session | None = None
+        self._received = memoryview(bytearray(_RECEIVE_SIZE))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
@@ -59,6 +66,12 @@ class ClientProtocol(asyncio.Protocol):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         self._session = Session(self._debuggee, self, _peer_name(transport))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._received
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._received[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         if self._session is not None:

@@ -42,14 +42,14 @@ _ADDRESS_END = 1 << 64
 def read_hex(session: Session, arguments: bytes) -> Reply:
     """``m<addr>,<length>`` -> ``<hex>``, fewer bytes where memory ends earlier."""
     address, length = parse_range(arguments, "m")
-    return Reply(framed=rsp_frame_hex(b"", _read(session, address, min(length, _MAX_HEX))))
+    return _framed(session, address, min(length, _MAX_HEX), b"", binary=False)
 
 
 @packet("x")
 def read_binary(session: Session, arguments: bytes) -> Reply:
     """``x<addr>,<length>`` -> ``b<binary>`` (GDB 16)."""
     address, length = parse_range(arguments, "x")
-    return Reply(framed=rsp_frame_binary(b"b", _read(session, address, min(length, _MAX_BINARY))))
+    return _framed(session, address, min(length, _MAX_BINARY), b"b", binary=True)
 
 
 @packet("M")
@@ -73,6 +73,20 @@ def write_binary(session: Session, arguments: bytes) -> Reply:
         raise MalformedPacketError("X", where)
     _write(session, address, data)
     return OK
+
+
+def _framed(session: Session, address: int, length: int, prefix: bytes, binary: bool) -> Reply:
+    """The reply with what :func:`_read` returns, by the shortest way."""
+    view = None if session.physical_memory else session.register_vcpu.memory_view()
+    if view is None or length == 0:
+        encode = rsp_frame_binary if binary else rsp_frame_hex
+        return Reply(framed=encode(prefix, _read(session, address, length)))
+    memory, paging = view
+    length = min(length, _ADDRESS_END - address)
+    frame, done, error = memory.frame_virtual(paging, address, length, binary, prefix)
+    if not done and error is not None:
+        raise error
+    return Reply(framed=frame)
 
 
 def _read(session: Session, address: int, length: int) -> bytes:
