@@ -7,6 +7,7 @@ read from several threads at once, but not while its regions change.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,11 +47,16 @@ _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 # ---- errors ---------------------------------------------------------------
 
+
+def _invalid(error: Any) -> KvmgdbError:
+    reasons = {errno.EEXIST: "overlaps another region", errno.ENOSPC: "is one region too many"}
+    reason = reasons.get(error.os_error, "is out of bounds")
+    return InvalidRangeError(f"the request at {error.address:#x} {reason}")
+
+
 ERRORS: dict[int, Callable[[Any], KvmgdbError]] = {
     lib.KVMGDB_ERR_NO_MEMORY: lambda error: HostError("no memory for guest data", error.os_error),
-    lib.KVMGDB_ERR_INVALID: lambda error: InvalidRangeError(
-        f"the request at {error.address:#x} is out of bounds"
-    ),
+    lib.KVMGDB_ERR_INVALID: _invalid,
     lib.KVMGDB_ERR_NOT_MAPPED: lambda error: MemoryFault(error.address, error.level, error.entry),
     lib.KVMGDB_ERR_NO_RAM: lambda error: NoRamError(error.address),
     lib.KVMGDB_ERR_GONE: lambda error: TargetGoneError(
@@ -187,32 +193,27 @@ def _keep(_type: object, exception: BaseException, _traceback: object) -> None:
     _raised.exception = exception
 
 
-# The errno that makes the library look for the first byte without RAM.
-_EFAULT = 14
-_EIO = 5
-
-
-@ffi.def_extern(name="kvmgdb_python_read", error=-_EIO, onerror=_keep)  # type: ignore[untyped-decorator]
+@ffi.def_extern(name="kvmgdb_python_read", error=-errno.EIO, onerror=_keep)  # type: ignore[untyped-decorator]
 def _python_read(context: Any, gpa: int, buffer: Any, length: int) -> int:
     callbacks: _Callbacks = ffi.from_handle(context)
     try:
         data = callbacks.read(gpa, length)
     except (NoRamError, MemoryFault):
-        return -_EFAULT
+        return -errno.EFAULT  # the library looks for the first byte without RAM
     if len(data) > length:
         raise ValueError(f"a read of {length} bytes at {gpa:#x} returned {len(data)}")
     ffi.memmove(buffer, data, len(data))
-    return 0 if len(data) == length else -_EFAULT
+    return 0 if len(data) == length else -errno.EFAULT
 
 
-@ffi.def_extern(name="kvmgdb_python_write", error=-_EIO, onerror=_keep)  # type: ignore[untyped-decorator]
+@ffi.def_extern(name="kvmgdb_python_write", error=-errno.EIO, onerror=_keep)  # type: ignore[untyped-decorator]
 def _python_write(context: Any, gpa: int, buffer: Any, length: int) -> int:
     callbacks: _Callbacks = ffi.from_handle(context)
     assert callbacks.write is not None
     try:
         callbacks.write(gpa, bytes(ffi.buffer(buffer, length)))
     except (NoRamError, MemoryFault):
-        return -_EFAULT
+        return -errno.EFAULT
     return 0
 
 
@@ -579,5 +580,7 @@ def rsp_unescape(payload: bytes, runs: bool) -> bytes:
     status = lib.kvmgdb_rsp_unescape(
         ffi.from_buffer(payload), len(payload), runs, out, capacity, size, error
     )
+    if status == lib.KVMGDB_ERR_INVALID:
+        raise InvalidRangeError(f"the payload is malformed at byte {error.address}")
     _check(status, error)
     return bytes(ffi.buffer(out, size[0]))

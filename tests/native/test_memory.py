@@ -64,6 +64,11 @@ def test_a_translation_has_every_entry() -> None:
         assert (result.writable, result.user) == (True, False)
 
 
+def test_regions_that_overlap_are_refused_in_words() -> None:
+    with Guest() as guest, pytest.raises(InvalidRangeError, match="overlaps another region"):
+        guest.memory.add_file(0x1000, 0x1000, guest.fd)
+
+
 def test_without_paging_an_address_is_itself() -> None:
     with Guest() as guest:
         paging = Paging(0x10, 0, 0, 0)

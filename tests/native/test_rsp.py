@@ -145,6 +145,11 @@ def test_binary_data_comes_back() -> None:
         assert rsp_unescape(rsp_frame_binary(b"", data)[1:-3], runs=source.random() < 0.5) == data
 
 
+def test_where_a_payload_is_malformed() -> None:
+    with pytest.raises(InvalidRangeError, match="malformed at byte 20"):
+        rsp_unescape(b"12345678901234567890*", runs=True)
+
+
 def test_without_runs_a_star_is_a_star() -> None:
     assert rsp_unescape(b"a*!b", runs=False) == b"a*!b"
     assert rsp_unescape(b"", runs=True) == b""
