@@ -104,11 +104,15 @@ class QemuMemoryMap:
         self._view = ""
         self._hvas: dict[int, int] = {}
 
-    def refresh(self) -> bool:
-        """Asks QEMU again; True where the layout has changed. Raises OSError
-        where the host denies access to the process."""
+    def refresh(self, thorough: bool = True) -> bool:
+        """Asks QEMU again; True where the layout has changed. Without
+        ``thorough`` a view that looks as before is taken to be where it was:
+        each question to the monitor costs 0.3 ms. Raises OSError where the host
+        denies access to the process."""
         view = self._qmp.hmp("info mtree -f")
         ranges = parse_flat_view(view)
+        if not thorough and "\n".join(map(str, ranges)) == self._view:
+            return False
         hvas = {item.gpa: self._hva(item.gpa) for item in ranges}
         known = {gpa: hva for gpa, hva in hvas.items() if hva is not None}
         shown = "\n".join(map(str, ranges))

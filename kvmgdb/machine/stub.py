@@ -182,14 +182,7 @@ class StubVcpu(Vcpu):
 
     @property
     def state(self) -> str:
-        try:
-            reply = self.machine.stopped_client().request(b"qThreadExtraInfo," + self.thread)
-            text = bytes.fromhex(reply.decode("ascii")).decode("utf-8", "replace")
-        except (KvmgdbError, ValueError):
-            return ""
-        # QEMU says "CPU#0 [halted ]"; others say nothing that we can rely on.
-        match = re.search(r"\[(halted|running)\s*\]", text)
-        return match[1] if match else ""
+        return self.machine.vcpu_states()[self.index]
 
     def _request(self, client: StubClient, payload: bytes) -> bytes:
         return self._request_all(client, [payload])[0]
@@ -203,6 +196,16 @@ class StubVcpu(Vcpu):
             raise MachineError(f"the stub does not know vCPU {self.index} any more")
         self.machine.selected = self.index
         return replies[1:]
+
+
+def _parse_state(reply: bytes) -> str:
+    """QEMU says "CPU#0 [halted ]"; others say nothing that we can rely on."""
+    try:
+        text = bytes.fromhex(reply.decode("ascii")).decode("utf-8", "replace")
+    except ValueError:
+        return ""
+    match = re.search(r"\[(halted|running)\s*\]", text)
+    return match[1] if match else ""
 
 
 class StubBreakpoints(BreakpointAbility):
@@ -308,6 +311,7 @@ class StubMachine(Machine):
         self._last_stop = StopEvent(StopReason.REQUEST)
         self._stepping: frozenset[int] = frozenset()
         self._stop_requested = False
+        self._states: list[str] = []
 
     @classmethod
     def open(cls, address: SocketAddress) -> StubMachine:
@@ -371,6 +375,25 @@ class StubMachine(Machine):
         if self._running:
             raise MachineError("the guest is running: stop it first")
         return self._client
+
+    def vcpu_states(self) -> list[str]:
+        """For each vCPU "running", "halted" or "": what the stub says, asked once
+        for each stop because GDB wants the list of threads after every step."""
+        if not self._states:
+            requests = [b"qThreadExtraInfo," + vcpu.thread for vcpu in self.vcpus]
+            try:
+                replies = self.stopped_client().request_all(requests)
+            except KvmgdbError:
+                return [""] * len(self.vcpus)
+            self._states = [_parse_state(reply) for reply in replies]
+        return self._states
+
+    def _forget(self) -> None:
+        """Forgets what was true of the vCPUs while they stood."""
+        self.selected = None
+        self._states = []
+        for vcpu in self.vcpus:
+            vcpu.invalidate()
 
     # ---- what subclasses know better
 
@@ -466,9 +489,7 @@ class StubMachine(Machine):
         client = self.stopped_client()
         if not actions:
             raise MachineError("no vCPU was told to run")
-        for vcpu in self.vcpus:
-            vcpu.invalidate()
-        self.selected = None
+        self._forget()
         stepping = {index for index, action in actions.items() if action is Action.STEP}
         if b"c" in self._actions.split(b";"):
             packet = self._vcont(actions, stepping)
@@ -558,9 +579,7 @@ class StubMachine(Machine):
         if packet[:1] not in (b"T", b"S"):
             return None
         self._running = False
-        self.selected = None
-        for vcpu in self.vcpus:
-            vcpu.invalidate()
+        self._forget()
         self._last_stop = self._refine(self._parse_stop(packet))
         return self._last_stop
 
