@@ -61,6 +61,17 @@ static enum kvmgdb_agent_status map_kvm_run(struct session *session,
   return KVMGDB_AGENT_OK;
 }
 
+/* A filter would kill the VMM at our first call in it. */
+static enum kvmgdb_agent_status check_seccomp(const struct session *session,
+                                              struct agent_error *error) {
+  for (int i = 0; i < session->vcpu_count; i++)
+    if (session->vcpu[i].seccomp)
+      return tracee_may_suspend_seccomp()
+                 ? KVMGDB_AGENT_OK
+                 : agent_fail(error, KVMGDB_AGENT_SECCOMP, EPERM, i, 0);
+  return KVMGDB_AGENT_OK;
+}
+
 static enum kvmgdb_agent_status make_shared(struct session *session,
                                             struct agent_error *error) {
   size_t size = sizeof(struct kvmgdb_agent_shared);
@@ -127,7 +138,9 @@ enum kvmgdb_agent_status session_open(struct session *session, pid_t pid,
     if (status)
       return status;
   }
-  status = make_shared(session, error);
+  status = check_seccomp(session, error);
+  if (!status)
+    status = make_shared(session, error);
   if (!status)
     status = inject_find_cave(session, error);
   if (!status)
@@ -157,16 +170,7 @@ void session_close(struct session *session) {
 
 static enum kvmgdb_agent_status seize(struct vcpu *vcpu,
                                       struct agent_error *error) {
-  bool filtered = vcpu->seccomp != 0;
-  int failed = tracee_seize(vcpu->tid, filtered);
-  if (failed == -EPERM && filtered && !tracee_seize(vcpu->tid, false)) {
-    /* We may trace it, but not suspend its filter: leave it alone. */
-    struct tracee_stop stop;
-    tracee_interrupt(vcpu->tid);
-    if (tracee_wait(vcpu->tid, now_ns() + detach_ns, &stop))
-      tracee_resume(vcpu->tid, PTRACE_DETACH, 0);
-    return agent_fail(error, KVMGDB_AGENT_SECCOMP, EPERM, vcpu->index, 0);
-  }
+  int failed = tracee_seize(vcpu->tid, vcpu->seccomp != 0);
   if (failed)
     return fail_by_errno(error, -failed, vcpu->index);
   vcpu->seized = true;

@@ -85,6 +85,7 @@ struct vcpu {
   enum phase phase;
   bool seized;
   bool group_stop;  /* its last stop was the whole VMM's, by a signal */
+  bool unmoved;     /* let go, but still held by that: where it was parked */
   bool walk;        /* resumed from system call to system call (no perf) */
   bool was_running; /* before the stop request that is being served */
   struct user_regs_struct parked; /* registers to run on with */

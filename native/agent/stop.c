@@ -140,6 +140,7 @@ static void hold_debug_exit(const struct session *session, struct vcpu *vcpu,
 
 static void run_on(struct vcpu *vcpu, int signal) {
   enum __ptrace_request how = vcpu->walk ? PTRACE_SYSCALL : PTRACE_CONT;
+  vcpu->unmoved &= vcpu->group_stop;
   tracee_resume(vcpu->tid, vcpu->group_stop ? PTRACE_LISTEN : how, signal);
 }
 
@@ -155,6 +156,10 @@ static void walk_on(struct vcpu *vcpu) {
 /* At an event-stop: park here if this is a place to stand, else walk. */
 static void park_or_walk(struct session *session, struct vcpu *vcpu) {
   struct user_regs_struct registers;
+  if (vcpu->unmoved) {
+    vcpu->phase = PHASE_PARKED;
+    return;
+  }
   if (tracee_get_registers(vcpu->tid, &registers))
     return;
   if (stop_is_debug_exit(session, vcpu, &registers)) {
@@ -339,6 +344,7 @@ void stop_release(struct vcpu *vcpu) {
   if (vcpu->phase != PHASE_PARKED)
     return;
   vcpu->phase = PHASE_RUNNING;
+  vcpu->unmoved = true;
   run_on(vcpu, 0);
 }
 

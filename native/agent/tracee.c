@@ -2,10 +2,12 @@
 #include "session.h"
 #include <errno.h>
 #include <linux/ptrace.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 /* include/linux/errno.h: what a system call returns inside the kernel to be
  * restarted. User space never sees them, a tracer does. */
@@ -94,6 +96,21 @@ int tracee_seize(pid_t tid, bool suspend_seccomp) {
   if (suspend_seccomp)
     options |= PTRACE_O_SUSPEND_SECCOMP;
   return call(PTRACE_SEIZE, tid, NULL, (void *)options);
+}
+
+bool tracee_may_suspend_seccomp(void) {
+  pid_t child = fork();
+  if (!child) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;)
+      pause();
+  }
+  if (child < 0)
+    return false;
+  bool may = !tracee_seize(child, true);
+  kill(child, SIGKILL);
+  waitpid(child, NULL, __WALL);
+  return may;
 }
 
 int tracee_interrupt(pid_t tid) {

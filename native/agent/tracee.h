@@ -40,6 +40,8 @@ bool tracee_wait(pid_t tid, uint64_t deadline, struct tracee_stop *stop);
 
 /* These return 0 or -errno; -ESRCH when the thread has died. */
 int tracee_seize(pid_t tid, bool suspend_seccomp);
+/* Whether this host lets us suspend seccomp filters, tried on a child. */
+bool tracee_may_suspend_seccomp(void);
 int tracee_interrupt(pid_t tid);
 int tracee_resume(pid_t tid, enum __ptrace_request how, int signal);
 int tracee_get_registers(pid_t tid, struct user_regs_struct *registers);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,18 +28,22 @@ def agent_program() -> Path:
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """The guest and the plain VMM, compiled."""
-    return Program.build(_HERE / "guests", tmp_path_factory.mktemp("guest"))
+def program() -> Iterator[Program]:
+    """The guest and the plain VMM, compiled, where other users can run them:
+    pytest's own directories are closed to them."""
+    with tempfile.TemporaryDirectory(prefix="kvmgdb-agent-") as name:
+        target = Path(name)
+        target.chmod(0o755)
+        yield Program.build(_HERE / "guests", target)
 
 
 @pytest.fixture
 def start(program: Program) -> Iterator[Callable[..., Vm]]:
-    """Starts the plain VMM: ``start(vcpus, *options)``."""
+    """Starts the plain VMM: ``start(vcpus, *options, user=None)``."""
     machines: list[Vm] = []
 
-    def run(vcpus: int = 1, *options: str) -> Vm:
-        machines.append(Vm.plain(program, vcpus, options))
+    def run(vcpus: int = 1, *options: str, user: int | None = None) -> Vm:
+        machines.append(Vm.plain(program, vcpus, options, user))
         return machines[-1]
 
     yield run

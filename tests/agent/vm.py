@@ -67,9 +67,20 @@ class Vm:
             raise
 
     @classmethod
-    def plain(cls, program: Program, vcpus: int, options: Sequence[str]) -> Vm:
+    def plain(
+        cls, program: Program, vcpus: int, options: Sequence[str], user: int | None = None
+    ) -> Vm:
+        """``user``: who runs it; /dev/kvm is opened for it."""
         command = [str(program.vmm), str(program.guest), str(vcpus), *options]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        if user is None:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        else:
+            kvm = os.open("/dev/kvm", os.O_RDWR)
+            command.append(f"fd={kvm}")
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, pass_fds=[kvm], user=user, group=user
+            )
+            os.close(kvm)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         return cls(process, program, vcpus)

@@ -30,7 +30,8 @@ enum { MEMORY = 64 << 20, LOAD = 1 << 20, MAX_VCPUS = 8 };
 enum { SAW_EINTR = 3, SAW_DEBUG = 4, SAW_OTHER = 5, BAD_SETUP = 6 };
 
 static int with_seccomp, with_memfd, with_irqchip, with_eintr;
-static int kvm, vm;
+static int with_two, without_vcpu;
+static int kvm = -1, vm;
 
 static struct {
   int fd;
@@ -153,6 +154,9 @@ int main(int argc, char **argv) {
     with_memfd |= !strcmp(argv[i], "memfd");
     with_irqchip |= !strcmp(argv[i], "irqchip");
     with_eintr |= !strcmp(argv[i], "eintr");
+    with_two |= !strcmp(argv[i], "twice");
+    without_vcpu |= !strcmp(argv[i], "novcpu");
+    sscanf(argv[i], "fd=%d", &kvm);
   }
   check(count > 0 && count <= MAX_VCPUS, "vCPUs");
   int file = with_memfd ? memfd_create("guest-ram", 0) : -1;
@@ -165,8 +169,11 @@ int main(int argc, char **argv) {
   check(image >= 0 && read(image, memory + LOAD, MEMORY - LOAD) > 0, argv[1]);
   close(image);
 
-  kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+  if (kvm < 0)
+    kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
   check(kvm >= 0, "/dev/kvm");
+  if (with_two)
+    check(ioctl(kvm, KVM_CREATE_VM, 0) >= 0, "KVM_CREATE_VM");
   vm = ioctl(kvm, KVM_CREATE_VM, 0);
   check(vm >= 0, "KVM_CREATE_VM");
   check(!ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000), "KVM_SET_TSS_ADDR");
@@ -176,6 +183,8 @@ int main(int argc, char **argv) {
       .memory_size = MEMORY, .userspace_addr = (uint64_t)memory};
   check(!ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "memory region");
   int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+  if (without_vcpu)
+    count = 0;
   for (int i = 0; i < count; i++) {
     vcpus[i].fd = ioctl(vm, KVM_CREATE_VCPU, i);
     check(vcpus[i].fd >= 0, "KVM_CREATE_VCPU");

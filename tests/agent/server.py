@@ -1,0 +1,48 @@
+"""``python -m tests.agent.server STATE PID GVA HVA``: attaches to PID, enters
+STATE, prints the agent's PID, and stays in that state until it is killed."""
+
+from __future__ import annotations
+
+import select
+import sys
+import time
+
+from kvmgdb.errors import TargetGoneError
+from kvmgdb.machine.agent import Agent
+
+
+def main() -> None:
+    state, pid, gva, hva = sys.argv[1], *map(int, sys.argv[2:])
+    agent = Agent(pid)
+    agent.attach()
+    if state != "idle":
+        agent.stop()
+    if state in ("armed", "at_breakpoint"):
+        agent.insert("SOFTWARE", gva, gpa=gva, hva=hva)
+        agent.resume()
+    if state == "at_breakpoint":
+        wait(agent)
+    print(agent.process.pid, flush=True)
+    while state in ("armed", "stepping", "sampling"):
+        if state == "sampling":
+            agent.resume()
+            agent.stop()
+            continue
+        if state == "stepping":
+            agent.resume({0: "STEP_BLOCK_IRQ", 1: "STEP_BLOCK_IRQ"})
+        wait(agent)
+        if state == "armed":
+            agent.resume()
+    time.sleep(3600)
+
+
+def wait(agent: Agent) -> None:
+    assert select.select([agent.event_fd], [], [], 10.0)[0], "no event"
+    agent.clear_event()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TargetGoneError:
+        sys.exit(0)  # the test has killed the agent

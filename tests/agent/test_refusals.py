@@ -1,0 +1,262 @@
+"""What cannot be attached to is refused with its reason, and not touched; what
+a filter or missing rights make harder still works, or is refused."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvmgdb.errors import (
+    AccessDeniedError,
+    InvalidRangeError,
+    KvmgdbError,
+    TargetBusyError,
+    TargetGoneError,
+    TargetNotFoundError,
+    TargetTimeoutError,
+    UnsupportedError,
+)
+from kvmgdb.machine.agent import Agent, SeccompError
+from tests.agent.footprint import Footprint
+from tests.agent.vm import STUCK, Program, Vm, wait_until
+from tests.support.require import requires
+
+pytestmark = requires("kvm", "cc")
+Start = Callable[..., Vm]
+NOBODY = 65534
+
+
+def refusal(pid: int, program: Path | None = None) -> KvmgdbError:
+    with Agent(pid, program) as agent, pytest.raises(KvmgdbError) as caught:
+        agent.attach()
+    return caught.value
+
+
+@pytest.fixture
+def unprivileged(agent_program: Path, program: Program) -> Path:
+    """The agent as an ordinary user: no /dev/kvm, tracefs, debugfs, perf."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    binary = program.vmm.parent / "kvmgdb-agent"
+    shutil.copy(agent_program, binary)
+    wrapper = binary.with_name("agent-as-nobody")
+    setpriv = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"
+    wrapper.write_text(f'#!/bin/sh\nexec {setpriv} {binary} "$@"\n')
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "1000"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_no_such_process() -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert isinstance(refusal(process.pid), TargetGoneError)
+
+
+def test_not_a_vmm(sleeper: subprocess.Popen[bytes]) -> None:
+    assert isinstance(refusal(sleeper.pid), TargetNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"), [("twice", UnsupportedError), ("novcpu", TargetNotFoundError)]
+)
+def test_strange_vmms(program: Program, option: str, kind: type[KvmgdbError]) -> None:
+    command = [str(program.vmm), str(program.guest), "1", option]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert isinstance(refusal(process.pid), kind)
+        assert process.poll() is None
+        process.kill()
+
+
+def test_somebody_else_traces_it(start: Start) -> None:
+    vm = start(1)
+    with Agent(vm.pid) as first:
+        first.attach()
+        error = refusal(vm.pid)
+        assert isinstance(error, TargetBusyError)
+        assert str(first.process.pid) in str(error)
+        first.stop()
+        first.resume()
+    vm.assert_progress()
+
+
+def test_another_users_vmm(start: Start, unprivileged: Path) -> None:
+    vm = start(1)
+    with Agent(vm.pid, unprivileged) as agent, pytest.raises(AccessDeniedError):
+        agent.discover()
+    assert isinstance(refusal(vm.pid, unprivileged), AccessDeniedError)
+    vm.assert_progress()
+
+
+def test_discovery_touches_nothing(start: Start) -> None:
+    vm = start(2)
+    with Agent(vm.pid) as agent:
+        found = agent.discover()
+        assert [vcpu.id for vcpu in found.vcpus] == [0, 1]
+        assert {vcpu.tid for vcpu in found.vcpus} < set(vm.tids()) - {vm.pid}
+        assert all(vcpu.kvm_run for vcpu in found.vcpus)
+        assert found.error is None
+        assert all(vm.status(tid, "TracerPid") == "0" for tid in vm.tids())
+    vm.assert_progress()
+
+
+def test_exits_while_attached(start: Start) -> None:
+    vm = start(2)
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        vm.process.kill()
+        assert select.select([agent.event_fd], [], [], 10.0)[0]
+        assert agent.shared.gone
+        with pytest.raises(TargetGoneError):
+            agent.stop()
+
+
+def test_a_stuck_vcpu_times_out_and_the_others_go_on(start: Start) -> None:
+    vm = start(2)
+    vm.set_mode(STUCK)  # both: their VMM threads wait for ever in an OUT
+    time.sleep(0.1)
+    with Agent(vm.pid) as agent:
+        with pytest.raises(TargetTimeoutError, match="port I/O"):
+            agent.attach(timeout=0.3)
+    assert vm.process.poll() is None
+    assert all(vm.status(tid, "TracerPid") == "0" for tid in vm.tids())
+
+
+def test_one_stuck_vcpu_leaves_the_other_running(start: Start) -> None:
+    vm = start(2)
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        agent.stop(1)
+        vm.set_mode(STUCK)
+        time.sleep(0.1)
+        vm.set_mode(0)
+        agent.resume()
+        with pytest.raises(TargetTimeoutError, match="vCPU 0"):
+            agent.stop(timeout=0.3)
+        before = vm.counters()[1]
+        wait_until(lambda: vm.counters()[1] > before, "progress of vCPU 1")
+
+
+def test_seccomp_filter_is_suspended(start: Start) -> None:
+    vm = start(2, "seccomp")
+    before = Footprint.of(vm)
+    with Agent(vm.pid) as agent:
+        assert agent.discover().seccomp
+        agent.attach()
+        place = vm.symbols["inner_store"]
+        for _ in range(20):
+            agent.stop()
+            agent.ioctl(0, "GET_REGS", bytes(144))
+            agent.insert("SOFTWARE", place, gpa=place, hva=vm.hva + place)
+            agent.resume()
+            assert select.select([agent.event_fd], [], [], 10.0)[0]
+            agent.clear_event()
+            agent.remove("SOFTWARE", place, gpa=place, hva=vm.hva + place)
+            agent.resume()
+        agent.detach()
+    vm.assert_progress()
+    assert Footprint.of(vm) == before
+
+
+def test_seccomp_without_the_right_to_suspend_it(start: Start, unprivileged: Path) -> None:
+    vm = start(2, "seccomp", user=NOBODY)
+    before = Footprint.of(vm)
+    assert isinstance(refusal(vm.pid, unprivileged), SeccompError)
+    vm.assert_progress()
+    assert Footprint.of(vm) == before
+
+
+def test_an_ordinary_user_and_their_own_vmm(start: Start, unprivileged: Path) -> None:
+    """No debugfs: threads are found by looking. No perf: exits are caught at
+    system calls."""
+    vm = start(2, "eintr", user=NOBODY)
+    before = Footprint.of(vm)
+    place = vm.symbols["inner_store"]
+    with Agent(vm.pid, unprivileged) as agent:
+        attached = agent.attach()
+        assert attached.sync_regs
+        assert not attached.perf
+        for _ in range(5):
+            agent.stop()
+            agent.insert("SOFTWARE", place, gpa=place, hva=vm.hva + place)
+            agent.resume()
+            assert select.select([agent.event_fd], [], [], 10.0)[0]
+            agent.clear_event()
+            vcpu = agent.shared.focus
+            assert agent.registers(vcpu)["rip"] == place
+            agent.resume({vcpu: "STEP"})
+            assert select.select([agent.event_fd], [], [], 10.0)[0]
+            agent.clear_event()
+            agent.remove("SOFTWARE", place, gpa=place, hva=vm.hva + place)
+            agent.resume()
+            vm.assert_progress()
+        agent.stop()
+        vm.assert_history()
+        agent.detach()
+    vm.assert_progress()
+    assert Footprint.of(vm) == before
+
+
+def test_requests_that_make_no_sense(start: Start) -> None:
+    vm = start(1)
+    with Agent(vm.pid) as agent:
+        with pytest.raises(InvalidRangeError):
+            agent.stop()  # not attached
+        agent.attach()
+        with pytest.raises(KvmgdbError, match="running"):
+            agent.ioctl(0, "GET_REGS", bytes(144))
+        agent.stop()
+        bad: list[Callable[[], object]] = [
+            lambda: agent.ioctl(7, "GET_REGS", bytes(144)),
+            lambda: agent.ioctl(-1, "GET_REGS", bytes(144)),
+            lambda: agent.ioctl(0, "GET_REGS", bytes(143)),
+            lambda: agent.ioctl(0, "GET_MSRS", b"\xff\xff\xff\xff" + bytes(4)),
+            lambda: agent.ioctl(0, "GET_MSRS", b""),
+            lambda: agent.insert("SOFTWARE", 0x1000, gpa=0x1000, hva=0),
+            lambda: agent.insert("SOFTWARE", 0x1000, gpa=0x1000, hva=1 << 63),
+            lambda: agent.insert("WRITE", 0x1001, 8),
+            lambda: agent.insert("HARDWARE", 0x1000, 3),
+            lambda: agent.remove("HARDWARE", 0x1000),
+            lambda: agent.attach(),
+        ]
+        for request in bad:
+            with pytest.raises(InvalidRangeError):
+                request()
+        agent.resume()
+        vm.assert_progress()
+
+
+def test_a_stopped_process_stays_stopped(start: Start) -> None:
+    """SIGSTOP by somebody else: the job's business, not ours."""
+    vm = start(2, "eintr")
+    os.kill(vm.pid, signal.SIGSTOP)
+    wait_until(lambda: vm.status(vm.pid, "State")[0] in "Tt", "SIGSTOP")
+    before = vm.counters()
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        time.sleep(0.2)
+        agent.stop()
+        agent.resume()
+        time.sleep(0.1)
+    after = vm.counters()
+    # Attaching asks KVM inside the VMM, which needs no guest instruction.
+    assert before == after
+    os.kill(vm.pid, signal.SIGCONT)
+    vm.assert_progress()
