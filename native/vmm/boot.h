@@ -62,7 +62,6 @@ struct boot_entry {
 struct boot_source {
   const uint8_t *kernel;
   size_t kernel_size;
-  const char *kernel_name;
   const uint8_t *initrd; /* NULL: none */
   size_t initrd_size;
   const char *command_line;

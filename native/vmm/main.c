@@ -59,7 +59,6 @@ static bool read_file(const char *path, const char *what, const uint8_t **data,
 static bool read_source(const struct options *options,
                         struct boot_source *source, struct vmm_error *error) {
   *source = (struct boot_source){
-      .kernel_name = options->kernel,
       .command_line = options->command_line,
       .protocol = options->protocol,
       .flat_address = options->flat_address,

@@ -56,7 +56,7 @@ extern const char guest_name[];
 extern const unsigned guest_cpus;
 void guest_main(unsigned cpu);
 
-/* ---- runtime.c ---------------------------------------------------------- */
+/* ---- print.c, runtime.c ------------------------------------------------- */
 
 void print(const char *text);
 void print_hex(uint64_t value);

@@ -1,8 +1,6 @@
-/* Serial output, the interrupt descriptor table, and the order of start-up. */
+/* The interrupt descriptor table, and the order of start-up. */
 #include "guest.h"
 
-#define SERIAL 0x3f8
-#define SERIAL_READY 0x20
 #define CODE64 0x08
 #define GATE_INTERRUPT 0x8e
 
@@ -28,32 +26,6 @@ static struct gate idt[256] __attribute__((aligned(16)));
 extern void timer_entry(void);
 extern void spurious_entry(void);
 extern void exception_entry(void);
-
-static void print_character(char character) {
-  while (!(inb(SERIAL + 5) & SERIAL_READY))
-    ;
-  outb(SERIAL, (uint8_t)character);
-}
-
-void print(const char *text) {
-  for (; *text; text++)
-    print_character(*text);
-}
-
-void print_hex(uint64_t value) {
-  print("0x");
-  int shift = 60;
-  while (shift > 0 && !(value >> shift))
-    shift -= 4;
-  for (; shift >= 0; shift -= 4)
-    print_character("0123456789abcdef"[value >> shift & 15]);
-}
-
-void print_decimal(uint64_t value) {
-  if (value >= 10)
-    print_decimal(value / 10);
-  print_character((char)('0' + value % 10));
-}
 
 void set_gate(unsigned vector, void (*entry)(void)) {
   uint64_t address = (uint64_t)entry;
