@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from kvmgdb.errors import KvmgdbError
-from kvmgdb.machine.qemu_process import QemuProcess, listening_sockets, qemu_processes
+from kvmgdb.machine.processes import VmProcess, vm_processes
 
 
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
 def list_machines(as_json: bool) -> None:
-    """List the virtual machines on this host (QEMU)."""
-    rows = [_row(process) for process in qemu_processes()]
+    """List the virtual machines on this host."""
+    rows = [_row(process) for process in vm_processes()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -28,40 +28,37 @@ def list_machines(as_json: bool) -> None:
         numeric = title in ("PID", "VCPUS", "MEMORY", "UPTIME")
         table.add_column(title, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(
-            str(row["pid"]),
-            str(row["vmm"]),
-            str(row["name"]),
-            str(row["vcpus"]),
-            f"{int(str(row['memory'])) >> 20} MiB",
-            str(row["accelerator"]),
-            _duration(int(str(row["uptime"]))),
-            str(row["access"]),
-        )
+        table.add_row(*_cells(row))
     Console(width=None if Console().is_terminal else 200, highlight=False).print(table)
 
 
-def _row(process: QemuProcess) -> dict[str, object]:
-    """Memory in bytes, uptime in whole seconds."""
+def _row(process: VmProcess) -> dict[str, Any]:
+    """Memory in bytes, uptime in whole seconds; null is what cannot be seen."""
     return {
         "pid": process.pid,
-        "vmm": "QEMU",
+        "vmm": process.vmm,
         "name": process.name,
         "vcpus": process.vcpus,
         "memory": process.memory,
         "accelerator": process.accelerator,
         "uptime": int(process.uptime),
-        "access": _access(process.pid),
+        "missing": process.missing,
     }
 
 
-def _access(pid: int) -> str:
-    """ "ok", or what this user lacks."""
-    try:
-        listening_sockets(pid)
-    except KvmgdbError as error:
-        return f"no: {error}"
-    return "ok"
+def _cells(row: dict[str, Any]) -> list[str]:
+    memory = "?" if row["memory"] is None else f"{row['memory'] >> 20} MiB"
+    vcpus = "?" if row["vcpus"] is None else str(row["vcpus"])
+    return [
+        str(row["pid"]),
+        row["vmm"],
+        row["name"],
+        vcpus,
+        memory,
+        row["accelerator"],
+        _duration(row["uptime"]),
+        f"no: {row['missing']}" if row["missing"] else "yes",
+    ]
 
 
 def _duration(seconds: int) -> str:

@@ -5,25 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import click
 
+from kvmgdb.cli.launch import Boot, Launched, end, kvm_unusable, launch
 from kvmgdb.cli.serving import DEFAULT_LISTEN, connect_hint, log, serve
-from kvmgdb.errors import HostError, MachineError, UsageError
-from kvmgdb.machine.address import SocketAddress
-from kvmgdb.machine.qemu import QemuMachine
+from kvmgdb.errors import UsageError
 from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.server import ListenAddress, Server
 
-_PROGRAM = "qemu-system-x86_64"
-_START_TIMEOUT = 10.0
 _MAX_CPUS = 255
+# How long debuggers have to learn, from the machine itself, that it has ended.
+_FAREWELL = 0.3
 
 
 @click.command(context_settings={"show_default": True})
@@ -32,7 +28,12 @@ _MAX_CPUS = 255
 @click.option("--append", default="", metavar="S", help="Kernel command line.")
 @click.option("--memory", default="512M", metavar="SIZE", help="Guest RAM, as 512M or 2G.")
 @click.option("--cpus", default=1, type=click.IntRange(1, _MAX_CPUS), help="Number of vCPUs.")
-@click.option("--accel", default="tcg", type=click.Choice(["tcg"]), help="How to run the guest.")
+@click.option(
+    "--accel",
+    default="auto",
+    type=click.Choice(["auto", "kvm", "tcg"]),
+    help="KVM, QEMU's translator, or KVM where it works.",
+)
 @click.option("-S", "halted", is_flag=True, help="Wait for GDB before the first instruction.")
 @click.option("--listen", default=DEFAULT_LISTEN, metavar="ADDR", help="HOST:PORT or unix:PATH.")
 def run(
@@ -55,72 +56,50 @@ def run(
         raise UsageError("standard output is the guest's serial port: --listen - does not work")
     if not re.fullmatch(r"[1-9]\d*[KMGkmg]?", memory):
         raise UsageError(f"{memory!r} is not a memory size", "write it as 512M or 2G")
-    if shutil.which(_PROGRAM) is None:
-        raise HostError(
-            f"{_PROGRAM} is not installed", remedy="on Debian: apt-get install qemu-system-x86"
-        )
+    boot = Boot(kernel, initrd, append, memory, cpus, halted)
+    if accel == "auto":
+        accel = _choose_accelerator()
     with tempfile.TemporaryDirectory(prefix="kvmgdb-run-") as directory:
-        monitor = Path(directory) / "qmp"
-        command = [
-            *(_PROGRAM, "-nodefaults", "-display", "none", "-accel", accel, "-cpu", "max"),
-            *("-name", f"kvmgdb-run-{os.getpid()}", "-m", memory, "-smp", str(cpus)),
-            *("-chardev", "stdio,id=serial,signal=on", "-serial", "chardev:serial"),
-            *("-qmp", f"unix:{monitor},server=on,wait=off"),
-            *("-kernel", kernel, "-append", append),
-            *(("-initrd", initrd) if initrd else ()),
-            *(("-S",) if halted else ()),
-        ]
-        # setpriv (util-linux): QEMU must not outlive a kvmgdb that is killed.
-        machine = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", *command])
+        machine = launch(boot, accel, Path(directory))
         try:
-            _wait_for_monitor(machine, monitor)
-            status = _serve(machine, SocketAddress(path=str(monitor)), address)
+            status = _serve(machine, address)
         finally:
-            _end(machine)
+            end(machine.process)
     sys.exit(status)
 
 
-def _wait_for_monitor(machine: subprocess.Popen[bytes], monitor: Path) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT
-    while not monitor.exists():
-        if machine.poll() is not None:
-            raise MachineError(f"QEMU did not start (exit status {machine.returncode})")
-        if time.monotonic() > deadline:
-            raise MachineError("QEMU did not start within 10 s")
-        time.sleep(0.02)
+def _choose_accelerator() -> str:
+    reason = kvm_unusable()
+    if reason:
+        log(f"running under TCG, QEMU's translator: {reason}")
+        return "tcg"
+    log("running under KVM: a test guest ran")
+    return "kvm"
 
 
-def _serve(machine: subprocess.Popen[bytes], monitor: SocketAddress, listen: ListenAddress) -> int:
-    debuggee = Debuggee(lambda: QemuMachine.open_qmp(monitor), log, end_machine=machine.terminate)
+def _serve(machine: Launched, listen: ListenAddress) -> int:
+    debuggee = Debuggee(machine.open, log, end_machine=machine.process.terminate)
 
     async def until_the_end(server: Server) -> int:
         log(f"waiting for GDB: {connect_hint(server)}")
         ended = asyncio.Event()
-        descriptor = os.pidfd_open(machine.pid)
+        descriptor = os.pidfd_open(machine.process.pid)
         loop = asyncio.get_running_loop()
         loop.add_reader(descriptor, ended.set)
+        waits = [
+            asyncio.ensure_future(ended.wait()),
+            asyncio.ensure_future(server.wait_stopped()),
+        ]
         try:
-            done = asyncio.ensure_future(server.wait_stopped())
-            await asyncio.wait(
-                [asyncio.ensure_future(ended.wait()), done], return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             loop.remove_reader(descriptor)
             os.close(descriptor)
+            for wait in waits:
+                wait.cancel()
         if not ended.is_set():
             return 0
-        # Debuggers learn of the end from the machine's own connection.
-        await asyncio.sleep(0.3)
-        return 0 if machine.wait() == 0 else 1
+        await asyncio.sleep(_FAREWELL)
+        return 0 if machine.process.wait() == 0 else 1
 
     return serve(debuggee, listen, until_the_end)
-
-
-def _end(machine: subprocess.Popen[bytes]) -> None:
-    if machine.poll() is None:
-        machine.terminate()
-        try:
-            machine.wait(5)
-        except subprocess.TimeoutExpired:
-            machine.kill()
-            machine.wait()

@@ -116,6 +116,21 @@ class QemuMonitor(MonitorAbility):
         return self._qmp.hmp(line, vcpu)
 
 
+class QemuMonitorOnDemand(MonitorAbility):
+    """QEMU's monitor, connected for one command at a time: for a machine that
+    does not need it otherwise."""
+
+    def __init__(self, process: QemuProcess) -> None:
+        self._process = process
+
+    def command(self, line: str, vcpu: int = 0) -> str:
+        qmp = connect_qmp(self._process)
+        try:
+            return qmp.hmp(line, vcpu)
+        finally:
+            qmp.close()
+
+
 class QemuMachine(StubMachine):
     """A QEMU reached by QMP."""
 
@@ -322,15 +337,18 @@ class QemuMachine(StubMachine):
         if self._ran_since_map and not self._qmp.closed:
             paging = vcpu.paging()
             in_firmware = paging is None or not paging.cr0 & 0x80000000
-            if in_firmware or time.monotonic() - self._map_time > _LAYOUT_AGE:
+            if time.monotonic() - self._map_time > _LAYOUT_AGE:
                 self._refresh_map()
+            elif in_firmware:
+                self._refresh_map(thorough=False)
         return self._map.memory
 
-    def _refresh_map(self) -> None:
+    def _refresh_map(self, thorough: bool = True) -> None:
         if self._map is not None:
             with contextlib.suppress(OSError):
-                self._map.refresh()
-            self._map_time = time.monotonic()
+                self._map.refresh(thorough)
+            if thorough:
+                self._map_time = time.monotonic()
             self._ran_since_map = False
 
     def check_writable(self, vcpu: StubVcpu, gva: int, length: int) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvmgdb.errors import TargetNotFoundError, UsageError
+from kvmgdb.errors import AccessDeniedError, TargetNotFoundError, UsageError
 from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.interface import Machine
-from kvmgdb.machine.qemu import QemuMachine
-from kvmgdb.machine.qemu_process import (
-    QemuProcess,
-    find_qemu,
-    gdb_stub_address,
-    qemu_processes,
-    read_qemu_process,
-)
+from kvmgdb.machine.kvm import KvmMachine
+from kvmgdb.machine.processes import VmProcess, find_vm, read_vm_process, vm_processes
+from kvmgdb.machine.qemu import QemuMachine, QemuMonitorOnDemand
+from kvmgdb.machine.qemu_process import QemuProcess, gdb_stub_address
 from kvmgdb.machine.stub import StubMachine
 
 
@@ -51,7 +48,7 @@ def parse_target(text: str | None) -> Target:
         return _process_target(_process(pid), lambda: _process(pid))
     if not text or "\0" in text:
         raise UsageError("an empty name names no virtual machine")
-    return _process_target(find_qemu(text), lambda: find_qemu(text))
+    return _process_target(find_vm(text), lambda: find_vm(text))
 
 
 def _qmp_address(text: str) -> SocketAddress:
@@ -62,19 +59,34 @@ def _qmp_address(text: str) -> SocketAddress:
     return SocketAddress(path=text)
 
 
-def _process(pid: int) -> QemuProcess:
-    process = read_qemu_process(pid)
-    if process is None:
-        raise TargetNotFoundError(f"there is no QEMU with PID {pid}")
-    return process
+def _process(pid: int) -> VmProcess:
+    process = read_vm_process(pid)
+    if process is not None:
+        return process
+    directory = f"/proc/{pid}"
+    if not os.path.exists(directory):
+        raise TargetNotFoundError(f"there is no process with PID {pid}")
+    if not os.access(f"{directory}/fd", os.R_OK | os.X_OK):
+        raise AccessDeniedError(f"the host does not let this user look at PID {pid}")
+    raise TargetNotFoundError(
+        f"PID {pid} runs no virtual machine: it is no QEMU, and has no KVM machine open"
+    )
 
 
-def _process_target(found: QemuProcess, find: Callable[[], QemuProcess]) -> Target:
+def _process_target(found: VmProcess, find: Callable[[], VmProcess]) -> Target:
     name = f"{found.name} " if found.name else ""
-    return Target(f"QEMU {name}(PID {found.pid})", lambda: _open_process(find()))
+    return Target(f"{found.vmm} {name}(PID {found.pid})", lambda: _open_process(find()))
 
 
-def _open_process(process: QemuProcess) -> Machine:
+def _open_process(process: VmProcess) -> Machine:
+    if process.uses_kvm:
+        monitor = None if process.qemu is None else QemuMonitorOnDemand(process.qemu)
+        return KvmMachine.open(process.pid, process.name, monitor=monitor)
+    assert process.qemu is not None
+    return _open_qemu(process.qemu)
+
+
+def _open_qemu(process: QemuProcess) -> Machine:
     try:
         return QemuMachine.open_process(process)
     except TargetNotFoundError:
@@ -86,7 +98,7 @@ def _open_process(process: QemuProcess) -> Machine:
 
 
 def _only_machine() -> Target:
-    found = list(qemu_processes())
+    found = list(vm_processes())
     if not found:
         raise TargetNotFoundError("no virtual machine runs on this host that this user can see")
     if len(found) > 1:

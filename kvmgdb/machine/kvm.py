@@ -1,0 +1,560 @@
+"""Any virtual machine under KVM, whoever its VMM is.
+
+The agent (``native/agent``) attaches to the VMM's process, stops its vCPUs and
+makes KVM calls inside it; guest memory is read and written through descriptors
+that it hands over. The VMM knows nothing of us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from kvmgdb.errors import (
+    BreakpointError,
+    InvalidRangeError,
+    KvmgdbError,
+    MachineError,
+    MemoryFault,
+    NoRamError,
+    TargetGoneError,
+    UnsupportedError,
+)
+from kvmgdb.machine import kvm_registers as layout
+from kvmgdb.machine.agent import Agent
+from kvmgdb.machine.interface import (
+    Action,
+    BreakpointAbility,
+    BreakpointKind,
+    Machine,
+    MachineInfo,
+    MonitorAbility,
+    PowerAbility,
+    RamRegion,
+    ResetAbility,
+    StepAbility,
+    StopEvent,
+    StopReason,
+    Vcpu,
+)
+from kvmgdb.machine.native import Memory, Paging
+from kvmgdb.machine.registers import BASIC_GROUPS, BY_NAME, Group, RegisterFile
+
+_PE = 1  # CR0.PE: protected mode
+_MAX_READ = 64 << 20
+
+# x86 has no watchpoint for reads alone; GDB then takes one for both.
+_KINDS = {
+    BreakpointKind.SOFTWARE: "SOFTWARE",
+    BreakpointKind.HARDWARE: "HARDWARE",
+    BreakpointKind.WRITE: "WRITE",
+    BreakpointKind.ACCESS: "ACCESS",
+}
+_REASONS = {
+    "REASON_REQUEST": StopReason.REQUEST,
+    "REASON_STEP": StopReason.STEP,
+    "REASON_BREAKPOINT": StopReason.BREAKPOINT,
+    "REASON_HARDWARE": StopReason.HARDWARE_BREAKPOINT,
+    "REASON_WATCH": StopReason.WATCHPOINT,
+    "REASON_ERROR": StopReason.SHUTDOWN,
+}
+# Suberrors of KVM_EXIT_INTERNAL_ERROR (include/uapi/linux/kvm.h).
+_INTERNAL_ERRORS = {
+    1: "KVM could not emulate the guest's instruction",
+    2: "the guest took exceptions while KVM delivered one",
+    3: "KVM could not deliver an event to the guest",
+    4: "the processor made an exit that KVM does not expect",
+}
+
+
+class KvmVcpu(Vcpu):
+    """A vCPU of a VMM that the agent holds."""
+
+    def __init__(self, machine: KvmMachine, index: int) -> None:
+        self.machine = machine
+        self.index = index
+        self._registers = RegisterFile()
+        self._fetched: set[Group] = set()
+
+    def invalidate(self) -> None:
+        """Forgets the registers: the vCPU has run."""
+        if self._fetched:
+            self._registers = RegisterFile()
+            self._fetched = set()
+
+    def read_registers(self, groups: frozenset[Group]) -> RegisterFile:
+        missing = groups - self._fetched
+        if missing:
+            self.machine.require_stopped()
+            if missing & (BASIC_GROUPS | {Group.DESCRIPTOR}):
+                regs, sregs = self.machine.agent.register_structures(self.index)
+                layout.decode_regs(regs, self._registers)
+                layout.decode_sregs(sregs, self._registers)
+                self._fetched |= BASIC_GROUPS | {Group.DESCRIPTOR}
+            for group in missing - self._fetched:
+                # A KVM that lacks the call leaves the group unknown.
+                with contextlib.suppress(MachineError):
+                    self._fetch(group)
+                self._fetched.add(group)
+        return self._registers
+
+    def _fetch(self, group: Group) -> None:
+        if group in (Group.FPU, Group.SSE):
+            data = self._call("GET_FPU", bytes(layout.FPU_SIZE))
+            layout.decode_fpu(data, self._registers)
+            self._fetched |= {Group.FPU, Group.SSE}
+        elif group is Group.AVX:
+            xcrs = self._call("GET_XCRS", bytes(layout.XCRS_SIZE))
+            layout.decode_avx(
+                self._call("GET_XSAVE", bytes(layout.XSAVE_SIZE)), xcrs, self._registers
+            )
+        elif group is Group.DEBUG:
+            data = self._call("GET_DEBUGREGS", bytes(layout.DEBUGREGS_SIZE))
+            layout.decode_debugregs(data, self._registers)
+        elif group in (Group.MSR, Group.KERNEL_GS):
+            self._fetch_msrs(layout.msr_names(frozenset({group})))
+
+    def _fetch_msrs(self, names: list[str]) -> None:
+        """KVM stops at the first MSR that it does not know: go on behind it."""
+        while names:
+            data = self._call("GET_MSRS", layout.encode_msrs(names))
+            names = names[layout.decode_msrs(data, names, self._registers) + 1 :]
+
+    def _call(self, name: str, data: bytes) -> bytes:
+        return self.machine.agent.ioctl(self.index, name, data)
+
+    def write_register(self, name: str, data: bytes) -> None:
+        register = BY_NAME[name]
+        value = int.from_bytes(data[: register.size], "little")
+        current = self.read_registers(frozenset({register.unit})).get_bytes(register)
+        if current is not None and int.from_bytes(current, "little") == value:
+            return
+        if register.unit in (Group.MSR, Group.KERNEL_GS):
+            self._write_msr(name, value)
+        elif register.unit in (Group.FPU, Group.SSE):
+            self._write_block("FPU", layout.patch_fpu, bytes(layout.FPU_SIZE), name, value)
+        elif name in ("cs", "ss", "ds", "es", "fs", "gs"):
+            self._write_selector(name, value)
+        elif register.unit is Group.GENERAL:
+            self._write_block("REGS", layout.patch_regs, bytes(layout.REGS_SIZE), name, value)
+        else:
+            self._write_block("SREGS", layout.patch_sregs, bytes(layout.SREGS_SIZE), name, value)
+        self.invalidate()
+        written = self.read_registers(frozenset({register.unit})).get(name)
+        if written != value:
+            shown = "unknown" if written is None else f"{written:#x}"
+            raise MachineError(f"KVM did not take the value: {name} is now {shown}")
+
+    def _write_block(self, block: str, patch: object, empty: bytes, name: str, value: int) -> None:
+        assert callable(patch)
+        changed = patch(self._call(f"GET_{block}", empty), name, value)
+        if changed is None:
+            raise UnsupportedError(f"this target cannot write the register {name}")
+        self._call(f"SET_{block}", changed)
+
+    def _write_msr(self, name: str, value: int) -> None:
+        data = self._call("SET_MSRS", layout.encode_msrs([name], [value]))
+        if int.from_bytes(data[:4], "little") != 1:
+            raise MachineError(f"KVM refuses {value:#x} in {name}")
+
+    def _write_selector(self, name: str, value: int) -> None:
+        if (self.read_registers(BASIC_GROUPS).get("cr0") or 0) & _PE:
+            raise UnsupportedError(
+                f"{name} can be written in real mode only: in protected mode a selector "
+                "brings a whole descriptor"
+            )
+        data = self._call("GET_SREGS", bytes(layout.SREGS_SIZE))
+        self._call("SET_SREGS", layout.patch_real_mode_segment(data, name, value))
+
+    def read_memory(self, gva: int, length: int) -> bytes:
+        paging = self._paging()
+        length = min(length, _MAX_READ)
+        data, error = self.machine.memory.read_virtual_partial(paging, gva, length)
+        if not data and error is not None:
+            raise error
+        return self.machine.software.mask(paging, gva, data)
+
+    def write_memory(self, gva: int, data: bytes) -> None:
+        paging = self._paging()
+        # All of it must be there before any of it is written.
+        self.machine.memory.read_virtual(paging, gva, len(data))
+        with self.machine.software.lifted_around(paging, gva, len(data)):
+            self.machine.memory.write_virtual(paging, gva, data)
+
+    def _paging(self) -> Paging:
+        paging = self.paging()
+        if paging is None:
+            raise MachineError(f"the control registers of vCPU {self.index} are not known")
+        return paging
+
+    @property
+    def state(self) -> str:
+        agent = self.machine.agent
+        state = agent.shared.vcpu[self.index].state
+        return "halted" if state == agent.constant("VCPU_HALTED") else "running"
+
+
+class SoftwareBreakpoints:
+    """Bytes that we planted in guest memory, by guest-physical address; they
+    are invisible to whoever reads through us."""
+
+    def __init__(self, machine: KvmMachine) -> None:
+        self._machine = machine
+        self._planted: dict[int, tuple[int, int, int]] = {}  # gpa: (gva, hva, original)
+
+    def insert(self, gva: int) -> None:
+        gpa = self._translate(gva)
+        hva = self._machine.hva_of(gpa)
+        original = self._machine.memory.read(gpa, 1)[0]
+        self._machine.agent.insert("SOFTWARE", gva, 1, gpa, hva)
+        self._planted[gpa] = (gva, hva, original)
+
+    def remove(self, gva: int) -> None:
+        for gpa, (where, hva, _) in self._planted.items():
+            if where == gva:
+                self._machine.agent.remove("SOFTWARE", gva, 1, gpa, hva)
+                del self._planted[gpa]
+                return
+        raise BreakpointError(f"there is no breakpoint at {gva:#x}")
+
+    def _translate(self, gva: int) -> int:
+        """A kernel address is mapped on every vCPU, another perhaps on one."""
+        failure: KvmgdbError = MemoryFault(gva)
+        for vcpu in self._machine.vcpus:
+            try:
+                return self._machine.translate(vcpu.index, gva).gpa
+            except (MemoryFault, NoRamError) as error:
+                failure = error
+        raise BreakpointError(f"cannot set a breakpoint at {gva:#x}: {failure}")
+
+    def mask(self, paging: Paging, gva: int, data: bytes) -> bytes:
+        """``data``, read at ``gva``, with the guest's own bytes put back."""
+        if not self._planted or not data:
+            return data
+        shown = bytearray(data)
+        for gpa, offset in self._within(paging, gva, len(data)):
+            shown[offset] = self._planted[gpa][2]
+        return bytes(shown)
+
+    def _within(self, paging: Paging, gva: int, length: int) -> Iterator[tuple[int, int]]:
+        """(GPA, offset from ``gva``) of what is planted in a range."""
+        memory = self._machine.memory
+        for extent in memory.extents(paging, gva, (gva + length) % (1 << 64)):
+            for gpa in self._planted:
+                if extent.gpa <= gpa < extent.gpa + extent.size:
+                    offset = extent.gva + (gpa - extent.gpa) - gva
+                    if 0 <= offset < length:
+                        yield gpa, offset
+
+    @contextlib.contextmanager
+    def lifted_around(self, paging: Paging, gva: int, length: int) -> Iterator[None]:
+        """Takes planted bytes out of a range while it is written."""
+        lifted = []
+        if self._planted:
+            lifted = [self._planted[gpa][0] for gpa, _ in self._within(paging, gva, length)]
+        for where in lifted:
+            self.remove(where)
+        try:
+            yield
+        finally:
+            for where in lifted:
+                self.insert(where)
+
+
+class KvmBreakpoints(BreakpointAbility):
+    def __init__(self, machine: KvmMachine) -> None:
+        self._machine = machine
+        self._inserted: set[tuple[BreakpointKind, int, int]] = set()
+
+    def supported(self) -> frozenset[BreakpointKind]:
+        return frozenset(_KINDS)
+
+    def insert(self, kind: BreakpointKind, address: int, length: int) -> None:
+        self._machine.require_stopped()
+        if kind is BreakpointKind.SOFTWARE:
+            self._machine.software.insert(address)
+        else:
+            self._machine.agent.insert(_KINDS[kind], address, self._length(kind, address, length))
+            self._inserted.add((kind, address, length))
+
+    def remove(self, kind: BreakpointKind, address: int, length: int) -> None:
+        self._machine.require_stopped()
+        if kind is BreakpointKind.SOFTWARE:
+            self._machine.software.remove(address)
+        else:
+            self._machine.agent.remove(_KINDS[kind], address, self._length(kind, address, length))
+            self._inserted.discard((kind, address, length))
+
+    def watching(self, address: int) -> BreakpointKind:
+        """The kind of watchpoint that covers an address."""
+        for kind, start, length in self._inserted:
+            if kind.is_watchpoint and start <= address < start + length:
+                return kind
+        return BreakpointKind.WRITE
+
+    @staticmethod
+    def _length(kind: BreakpointKind, address: int, length: int) -> int:
+        """What the debug registers can watch (SDM volume 3, 18.2.4)."""
+        if not kind.is_watchpoint:
+            return 1
+        if length not in (1, 2, 4, 8) or address % length:
+            raise InvalidRangeError(
+                f"a watchpoint covers 1, 2, 4 or 8 aligned bytes, not {length} at {address:#x}"
+            )
+        return length
+
+
+class KvmStepping(StepAbility):
+    """Whether interrupts are held back while a vCPU steps."""
+
+    def __init__(self, block_irq: bool) -> None:
+        self._supported = self.ENABLE | (self.NO_IRQ if block_irq else 0)
+        self._flags = self._supported
+
+    @property
+    def action(self) -> str:
+        return "STEP_BLOCK_IRQ" if self._flags & self.NO_IRQ else "STEP"
+
+    def step_flags(self) -> int:
+        return self._flags
+
+    def supported_step_flags(self) -> int:
+        return self._supported
+
+    def set_step_flags(self, flags: int) -> None:
+        self._flags = flags
+
+
+class KvmMachine(Machine):
+    """A VMM's virtual machine, held by the agent.
+
+    ``resetting``, ``power`` and ``monitor`` are what the caller knows of this
+    VMM beyond KVM; None for a VMM that is not known.
+    """
+
+    def __init__(self, agent: Agent, name: str = "") -> None:
+        self.agent = agent
+        self.name = name
+        self.notes: list[str] = []
+        self._memory = Memory(agent.pid)
+        self._regions: list[tuple[RamRegion, int]] = []
+        self._running = True
+        self._closed = False
+        self._gone_reported = False
+        self._last_stop = StopEvent(StopReason.REQUEST)
+        self._stop_count = 0
+        self.software = SoftwareBreakpoints(self)
+        self.breakpoints = self._breakpoints = KvmBreakpoints(self)
+        self._agent_process = os.pidfd_open(agent.process.pid)
+
+    @classmethod
+    def open(
+        cls,
+        pid: int,
+        name: str = "",
+        resetting: ResetAbility | None = None,
+        power: PowerAbility | None = None,
+        monitor: MonitorAbility | None = None,
+    ) -> KvmMachine:
+        """Attaches to the VMM ``pid``; its guest runs on."""
+        agent = Agent(pid)
+        try:
+            found = agent.discover()
+            if found.error is not None:
+                raise found.error
+            attached = agent.attach()
+            machine = cls(agent, name)
+        except BaseException:
+            agent.close()
+            raise
+        machine.vmm = Path(found.exe).name
+        machine.vcpus = [KvmVcpu(machine, index) for index in range(attached.vcpu_count)]
+        machine._stepping = KvmStepping(attached.block_irq)
+        machine.stepping = machine._stepping
+        machine.resetting, machine.power, machine.monitor = resetting, power, monitor
+        machine._stop_count = int(agent.shared.stop_count)
+        if not attached.perf:
+            machine.notes.append(
+                "perf events are not permitted: while a breakpoint is set every exit of the "
+                "VMM costs more"
+            )
+        return machine
+
+    # ---- memory
+
+    @property
+    def memory(self) -> Memory:
+        if not self._regions:
+            self._read_regions()
+        return self._memory
+
+    def _read_regions(self) -> None:
+        self._memory.clear()
+        regions = []
+        for found in self.agent.regions():
+            try:
+                if found.fd >= 0:
+                    self._memory.add_file(
+                        found.gpa, found.size, found.fd, found.offset, found.read_only
+                    )
+                else:
+                    self._memory.add_file(
+                        found.gpa, found.size, self.agent.memory_fd, found.hva, found.read_only
+                    )
+            finally:
+                if found.fd >= 0:
+                    os.close(found.fd)
+            source = "file" if found.fd >= 0 else "process"
+            label = "verified" if found.verified else "unverified"
+            region = RamRegion(found.gpa, found.size, label, source, found.read_only)
+            regions.append((region, found.hva))
+        self._regions = regions
+
+    def hva_of(self, gpa: int) -> int:
+        """Where guest-physical memory lies in the VMM. Raises NoRamError."""
+        for region, hva in self._regions:
+            if region.gpa <= gpa < region.gpa + region.size:
+                return hva + (gpa - region.gpa)
+        raise NoRamError(gpa)
+
+    def write_physical(self, gpa: int, data: bytes) -> None:
+        self.memory.write(gpa, data)
+
+    # ---- run control
+
+    def require_stopped(self) -> None:
+        """Raises MachineError while the guest runs."""
+        if self._closed:
+            raise TargetGoneError("the virtual machine is gone")
+        if self._running:
+            raise MachineError("the guest is running: stop it first")
+
+    @property
+    def running(self) -> bool:
+        return self._running
+
+    def stop(self) -> StopEvent:
+        if not self._running:
+            return self._last_stop
+        self.agent.stop()
+        # One that stopped by itself at the same moment is what the user wants to see.
+        event = self._take_stop() or StopEvent(StopReason.REQUEST, self._last_stop.vcpu)
+        self._note_stop(event)
+        self._read_regions_once()
+        return event
+
+    def _read_regions_once(self) -> None:
+        # A stopped guest's page tables let KVM confirm where its RAM lies.
+        if not self._regions:
+            self._read_regions()
+
+    def _note_stop(self, event: StopEvent) -> None:
+        self._running = False
+        self._last_stop = event
+        for vcpu in self.vcpus:
+            vcpu.invalidate()
+
+    def request_stop(self) -> None:
+        if self._running:
+            event = self.stop()
+            self._pending = event
+
+    def resume(self, actions: Mapping[int, Action]) -> None:
+        self.require_stopped()
+        if not actions:
+            raise MachineError("no vCPU was told to run")
+        for vcpu in self.vcpus:
+            vcpu.invalidate()
+        step = self._stepping.action
+        self.agent.resume(
+            {
+                index: step if action is Action.STEP else "CONTINUE"
+                for index, action in actions.items()
+            }
+        )
+        self._running = True
+
+    _pending: StopEvent | None = None
+    _stepping: KvmStepping
+    vmm = ""
+    vcpus: list[KvmVcpu]
+
+    @property
+    def event_fds(self) -> tuple[int, ...]:
+        return () if self._closed else (self.agent.event_fd, self._agent_process)
+
+    def poll(self) -> StopEvent | None:
+        if self._closed:
+            return None
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            return pending
+        self.agent.clear_event()
+        if self.agent.shared.gone:
+            return self._gone("the VMM has exited")
+        if self.agent.process.poll() is not None:
+            return self._gone("the agent that held the virtual machine has ended")
+        if not self._running:
+            return None
+        event = self._take_stop()
+        if event is not None:
+            self._note_stop(event)
+        return event
+
+    def _take_stop(self) -> StopEvent | None:
+        """The stop that the machine made by itself since the last one, if any."""
+        shared = self.agent.shared
+        count = int(shared.stop_count)
+        if count == self._stop_count:
+            return None
+        self._stop_count = count
+        focus = int(shared.focus)
+        if not 0 <= focus < len(self.vcpus):
+            return None
+        vcpu = shared.vcpu[focus]
+        for name, reason in _REASONS.items():
+            if vcpu.reason == self.agent.constant(name):
+                return self._event(reason, focus, int(vcpu.address), int(vcpu.detail))
+        return StopEvent(StopReason.EXTERNAL, focus)
+
+    def _event(self, reason: StopReason, focus: int, address: int, detail: int) -> StopEvent:
+        if reason is StopReason.SHUTDOWN:
+            words = _INTERNAL_ERRORS.get(detail, f"KVM reports internal error {detail}")
+            return StopEvent(reason, focus, detail=words)
+        if reason is StopReason.WATCHPOINT:
+            return StopEvent(reason, focus, address, self._breakpoints.watching(address))
+        if reason in (StopReason.BREAKPOINT, StopReason.HARDWARE_BREAKPOINT):
+            return StopEvent(reason, focus, address)
+        return StopEvent(reason, focus)
+
+    def _gone(self, detail: str) -> StopEvent | None:
+        self.close()
+        if self._gone_reported:
+            return None
+        self._gone_reported = True
+        return StopEvent(StopReason.EXITED, detail=detail)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._running = False
+        with contextlib.suppress(KvmgdbError):
+            self.agent.detach()
+        self.agent.close()
+        os.close(self._agent_process)
+        self._memory.close()
+
+    def info(self) -> MachineInfo:
+        return MachineInfo(
+            name=self.name,
+            backend=self.vmm,
+            pid=self.agent.pid,
+            vcpus=len(self.vcpus),
+            accelerator="kvm",
+            state="running" if self._running else "stopped",
+            notes=tuple(self.notes),
+            regions=tuple(region for region, _ in self._regions),
+        )
