@@ -1,5 +1,34 @@
-"""The compiled part of the package; everything else is in pyproject.toml."""
+"""The compiled parts of the package; everything else is in pyproject.toml.
+
+The extension is linked into Python. The agent and the VMM are programs of their
+own: an installed package carries them in ``kvmgdb/bin``, a checkout uses those
+in ``native/*/build``.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
-setup(cffi_modules=["native/build_ffi.py:ffibuilder"])
+PROGRAMS = {"agent": "kvmgdb-agent", "vmm": "kvmgdb-vmm"}
+
+
+class BuildWithPrograms(build_py):
+    """Builds the programs along with the Python files."""
+
+    def run(self) -> None:
+        super().run()
+        for part, program in PROGRAMS.items():
+            subprocess.run(["make", "-s", "-C", f"native/{part}"], check=True)
+            if not self.editable_mode:
+                target = Path(self.build_lib) / "kvmgdb" / "bin"
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(Path("native") / part / "build" / program, target / program)
+
+
+setup(
+    cffi_modules=["native/build_ffi.py:ffibuilder"],
+    cmdclass={"build_py": BuildWithPrograms},
+)
