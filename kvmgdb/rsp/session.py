@@ -180,13 +180,8 @@ class Session:
                 self._send(Reply(b""), ack=acks)
                 return
             result = handler(self, arguments)
-        except KvmgdbError as error:
-            result = self.error(error)
         except Exception as error:
-            # A mistake of ours must not take the session, and with it the
-            # user's breakpoints and values, away.
-            self.debuggee.log(f"internal error at packet {payload[:40]!r}: {error!r}")
-            result = self.error(KvmgdbError(f"internal error: {error!r}"))
+            result = self._error_of(error)
         if result is None:
             if acks:
                 self.connection.write(b"+")
@@ -221,10 +216,10 @@ class Session:
         """Waits for a handler that takes its time; packets queue up meanwhile."""
         try:
             reply = await pending
-        except KvmgdbError as error:
-            reply = self.error(error)
         except asyncio.CancelledError:
             reply = self.error(KvmgdbError("interrupted"))
+        except Exception as error:
+            reply = self._error_of(error)
         self._task = None
         if not self.closed:
             self._send(reply, ack=False)
@@ -235,6 +230,14 @@ class Session:
         frame = reply.framed or rsp_frame(reply.payload, binary=False, runs=True)
         self._last_frame = frame if self._acks else b""
         self.connection.write(b"+" + frame if ack else frame)
+
+    def _error_of(self, error: Exception) -> Reply:
+        """The reply for whatever a handler raised. A mistake of ours must not
+        take the session, and with it the user's breakpoints, away."""
+        if isinstance(error, KvmgdbError):
+            return self.error(error)
+        self.debuggee.log(f"internal error: {error!r}")
+        return self.error(KvmgdbError(f"internal error: {error!r}"))
 
     def error(self, error: KvmgdbError) -> Reply:
         """The reply for an error: its text where the client can show it."""
