@@ -10,6 +10,7 @@ stepped, the one who asked.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +26,10 @@ from kvmgdb.machine.interface import (
 from kvmgdb.machine.registers import Group
 
 _HOUSEKEEPING = 0.25
+# How long an interrupt counts that crossed a stop reply on its way, in seconds.
+# A debugger that goes on by itself (a false condition) does so within that; a
+# user who saw the stop takes longer, and means no second one.
+_CROSSING = 1.0
 _GENERAL = frozenset({Group.GENERAL})
 
 BreakpointKey = tuple[BreakpointKind, int, int]
@@ -63,6 +68,7 @@ class _Member:
         self.debugger = debugger
         self.request: ResumeRequest | None = None
         self.interrupted = False
+        self.crossed_at: float | None = None
 
 
 class Debuggee:
@@ -232,6 +238,9 @@ class Debuggee:
             raise TargetGoneError("the virtual machine is gone")
         member.request = request
         member.interrupted = False
+        crossed_at, member.crossed_at = member.crossed_at, None
+        if crossed_at is not None and time.monotonic() - crossed_at < _CROSSING:
+            asyncio.get_running_loop().call_soon(self.interrupt, debugger)
         holders = [m.debugger.name for m in self._members.values() if m.request is None]
         if holders:
             debugger.console(
@@ -245,9 +254,13 @@ class Debuggee:
             raise
 
     def interrupt(self, debugger: Debugger) -> None:
-        """Asks for a stop on behalf of a debugger that has let go."""
+        """Asks for a stop on behalf of a debugger that has let go. One whose stop
+        is on its way to it already is stopped again should it go on at once."""
         member = self._members.get(debugger)
-        if member is None or member.request is None:
+        if member is None:
+            return
+        if member.request is None:
+            member.crossed_at = time.monotonic()
             return
         member.interrupted = True
         if self._machine is None or not self._machine.running:
