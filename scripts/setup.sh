@@ -115,15 +115,15 @@ fingerprint() {
     } | sha256sum
 }
 
+# A copied or moved environment runs the programs of the place it comes from.
 healthy_venv() {
-    [ "$(cat .venv/.kvmgdb-place 2>/dev/null)" = "$PWD" ] &&
+    grep -qF "$PWD/.venv/bin/python" .venv/bin/pip 2>/dev/null &&
         .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
 make_venv() {
     rm -rf .venv &&
-        "$python" -m venv .venv &&
-        printf '%s\n' "$PWD" >.venv/.kvmgdb-place
+        "$python" -m venv .venv
 }
 
 build_requirements() {
@@ -156,6 +156,8 @@ virtual_environment() {
 }
 
 mkdir -p build
+exec 9>build/setup.lock
+flock 9 # one at a time in this checkout
 : >"$log"
 system_packages
 virtual_environment

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,10 +19,13 @@ from rich.text import Text
 from kvmgdb.demo.batch import run_batch
 from kvmgdb.demo.guest import GuestOptions, LinuxGuest
 from kvmgdb.demo.kernel import fetch_kernel
+from kvmgdb.demo.process import private_directory
 from kvmgdb.demo.progress import step
 from kvmgdb.demo.server import Server
 from kvmgdb.demo.tour import Facts, ask_guest, tour
 from kvmgdb.errors import HostError, MachineError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
@@ -54,17 +59,39 @@ def demo(batch: bool, gdb: str) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP end the demo as Ctrl-C does: everything is cleaned up."""
+    """Everything is cleaned up, however the block ends: also by Ctrl-C, SIGTERM or SIGHUP.
+
+    All temporary files go below one directory, and no signal comes between
+    its making and the moment that its removal is certain.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
+        for each in _SIGNALS:  # one is enough: the next would cut the cleaning short
+            signal.signal(each, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         sys.exit(128 + number)
 
-    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    previous = {number: signal.signal(number, leave) for number in _SIGNALS}
+    before = os.environ.get("TMPDIR")
     try:
-        yield
+        with private_directory("demo") as directory:
+            os.environ["TMPDIR"] = directory
+            tempfile.tempdir = None  # tempfile asks for TMPDIR again
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                yield
+            finally:
+                signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     finally:
+        os.environ.pop("TMPDIR", None)
+        if before is not None:
+            os.environ["TMPDIR"] = before
+        tempfile.tempdir = None
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _hand_over(gdb: str, address: str, facts: Facts, console: Console) -> None:

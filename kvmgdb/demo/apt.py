@@ -93,28 +93,13 @@ class Apt:
             prefix = re.split(r"[*?[]", pattern, maxsplit=1)[0]
             known = _query(["apt-cache", *self._options, "pkgnames", prefix]).split()
             names = fnmatch.filter(known, pattern)
-        packages = [package for name in names if (package := self._show(name)) is not None]
-        if not packages:
+        if not names:
             return None
-        return max(packages, key=cmp_to_key(_by_version))
-
-    def _show(self, name: str) -> Package | None:
-        text = _query(
-            ["apt-cache", *self._options, "--no-all-versions", "show", name], may_fail=True
-        )
-        fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", text, re.MULTILINE))
-        try:
-            return Package(
-                name=fields["Package"],
-                version=fields["Version"],
-                size=int(fields["Size"]),
-                installed_size=int(fields.get("Installed-Size", "0")) * 1024,
-                images=tuple(
-                    re.findall(r"(?:^|, )(linux-image-[^ ,|]+)", fields.get("Depends", ""))
-                ),
-            )
-        except (KeyError, ValueError):
-            return None
+        show = ["apt-cache", *self._options, "--no-all-versions", "show", *names]
+        # Without one of the names, or any, apt-cache fails and shows the others.
+        stanzas = _query(show, may_fail=True).split("\n\n")
+        packages = [package for stanza in stanzas if (package := _parse(stanza)) is not None]
+        return max(packages, key=cmp_to_key(_by_version), default=None)
 
     def download(self, package: Package, directory: Path) -> Path:
         """Downloads into ``directory``; apt checks the signatures and sums. Raises HostError."""
@@ -201,6 +186,21 @@ def unpack(package: Path, directory: Path) -> None:
         )
     if result.returncode != 0:
         raise HostError(f"cannot unpack {package.name}: {_complaint(result.stderr)}")
+
+
+def _parse(stanza: str) -> Package | None:
+    """A package from what ``apt-cache show`` prints of it (deb822(5))."""
+    fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", stanza, re.MULTILINE))
+    try:
+        return Package(
+            name=fields["Package"],
+            version=fields["Version"],
+            size=int(fields["Size"]),
+            installed_size=int(fields.get("Installed-Size", "0")) * 1024,
+            images=tuple(re.findall(r"(?:^|, )(linux-image-[^ ,|]+)", fields.get("Depends", ""))),
+        )
+    except (KeyError, ValueError):
+        return None
 
 
 def _by_version(a: Package, b: Package) -> int:

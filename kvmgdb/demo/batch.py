@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import selectors
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from kvmgdb.demo.process import end, start
+from kvmgdb.demo.process import end, private_directory, start
 from kvmgdb.demo.tour import Stop
 from kvmgdb.errors import HostError, MachineError
 
@@ -25,7 +24,7 @@ _MARK = "@kvmgdb@"
 
 def run_batch(gdb: str, address: str, stops: Sequence[Stop], console: Console) -> None:
     """Runs GDB over ``stops``. Raises MachineError where any did not do what it says."""
-    with tempfile.TemporaryDirectory(prefix="kvmgdb-tour-") as directory:
+    with private_directory("tour") as directory:
         script = Path(directory) / "tour.gdb"
         script.write_text(_script(address, stops))
         read_end, write_end = os.pipe()

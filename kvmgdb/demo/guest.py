@@ -12,7 +12,8 @@ from types import TracebackType
 
 from kvmgdb.demo.initramfs import build_initramfs
 from kvmgdb.demo.kernel import Kernel
-from kvmgdb.demo.qemu import QemuProcess, qemu_directory
+from kvmgdb.demo.process import private_directory
+from kvmgdb.demo.qemu import QemuProcess
 from kvmgdb.errors import HostError, MachineError, TargetGoneError, TargetTimeoutError
 
 BOOT_SECONDS = 60.0
@@ -47,7 +48,7 @@ class LinuxGuest:
 
     def __init__(self, kernel: Kernel, options: GuestOptions | None = None) -> None:
         self.options = options = options or GuestOptions()
-        directory = qemu_directory()
+        directory = private_directory("qemu")
         console = Path(directory.name) / "console"
         self.console_log = Path(directory.name) / "console.log"
         self._pending = b""

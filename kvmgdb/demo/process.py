@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from typing import IO
 
 from kvmgdb.errors import HostError
 
 END_SECONDS = 5.0
+
+# sun_path of struct sockaddr_un (unix(7)), less the longest name that we put
+# into a private directory.
+_PATH_LIMIT = 108 - len("/console.log") - 1
+
+
+def private_directory(purpose: str) -> tempfile.TemporaryDirectory[str]:
+    """A directory for sockets and files that only this user can enter.
+
+    Raises HostError, also where Unix sockets in it would have too long a path.
+    """
+    try:
+        directory = tempfile.TemporaryDirectory(prefix=f"kvmgdb-{purpose}-")
+    except OSError as error:
+        raise HostError(
+            "cannot make a temporary directory",
+            error.errno or 0,
+            remedy="set TMPDIR to a directory that can be written",
+        ) from None
+    if len(os.fsencode(directory.name)) > _PATH_LIMIT:
+        directory.cleanup()
+        raise HostError(
+            f"{directory.name} is too long a path for a Unix socket",
+            remedy="set TMPDIR to a shorter one, such as /tmp",
+        )
+    return directory
 
 
 def start(

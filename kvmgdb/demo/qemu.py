@@ -8,14 +8,9 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvmgdb.demo.process import end, start
+from kvmgdb.demo.process import end, private_directory, start
 
 PROGRAM = "qemu-system-x86_64"
-
-
-def qemu_directory() -> tempfile.TemporaryDirectory[str]:
-    """A directory for the sockets and files of one QEMU. Only its owner can enter it."""
-    return tempfile.TemporaryDirectory(prefix="kvmgdb-qemu-")
 
 
 class QemuProcess:
@@ -31,7 +26,7 @@ class QemuProcess:
         directory: tempfile.TemporaryDirectory[str] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
-        directory = directory or qemu_directory()
+        directory = directory or private_directory("qemu")
         self.directory = Path(directory.name)
         self.qmp_socket = self.directory / "qmp"
         self._log = self.directory / "qemu.log"

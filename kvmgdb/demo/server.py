@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from kvmgdb.demo.process import end, start
+from kvmgdb.demo.process import end, private_directory, start
 from kvmgdb.errors import MachineError
 
 START_SECONDS = 20.0
@@ -24,7 +23,7 @@ class Server:
     """
 
     def __init__(self, target: str) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="kvmgdb-serve-")
+        self._directory = private_directory("serve")
         self.socket = Path(self._directory.name) / "gdb"
         self._log = Path(self._directory.name) / "log"
         try:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -92,9 +93,17 @@ time.sleep(60)
 
 @pytest.mark.usefixtures("linux_kernel")
 def test_qemu_dies_with_whoever_started_it() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", STARTER], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as starter:
+    with (
+        # Who is killed cannot remove its files: they go with this directory.
+        tempfile.TemporaryDirectory() as directory,
+        subprocess.Popen(
+            [sys.executable, "-c", STARTER],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": directory},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as starter,
+    ):
         assert starter.stdout
         pid = int(starter.stdout.readline())
         assert b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()
