@@ -1,6 +1,6 @@
 # The two commands of the README, and what they are made of.
 
-.PHONY: demo test setup check clean
+.PHONY: demo test setup clean
 
 # Boots a stock kernel in QEMU and shows GDB debugging it.
 demo:
