@@ -1,4 +1,5 @@
 #include <stdbool.h>
+#include <string.h>
 
 #include "bytes.h"
 #include "error.h"
@@ -35,7 +36,15 @@ static bool put_run(struct unescaper *state, uint8_t count) {
   if (!state->begun || count < RSP_RUN_MIN + RSP_RUN_BIAS ||
       count > RSP_RUN_MAX + RSP_RUN_BIAS)
     return false;
-  for (unsigned i = 0; i < (unsigned)count - RSP_RUN_BIAS; i++)
+  size_t copies = (size_t)count - RSP_RUN_BIAS;
+  if (!state->escaped && state->last != RSP_ESCAPE) {
+    if (copies > state->capacity - state->length)
+      return false;
+    memset(state->out + state->length, state->last, copies);
+    state->length += copies;
+    return true;
+  }
+  for (size_t i = 0; i < copies; i++)
     if (!put(state, state->last))
       return false;
   return true;
