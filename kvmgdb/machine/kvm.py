@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kvmgdb.errors import (
     BreakpointError,
+    HostError,
     InvalidRangeError,
     KvmgdbError,
     MachineError,
@@ -340,6 +341,7 @@ class KvmMachine(Machine):
         self.notes: list[str] = []
         self._memory = Memory(agent.pid)
         self._regions: list[tuple[RamRegion, int]] = []
+        self._regions_failed = False
         self._running = True
         self._closed = False
         self._gone_reported = False
@@ -386,8 +388,7 @@ class KvmMachine(Machine):
 
     @property
     def memory(self) -> Memory:
-        if not self._regions:
-            self._read_regions()
+        self._read_regions_once()
         return self._memory
 
     def _read_regions(self) -> None:
@@ -446,9 +447,14 @@ class KvmMachine(Machine):
         return event
 
     def _read_regions_once(self) -> None:
-        # A stopped guest's page tables let KVM confirm where its RAM lies.
-        if not self._regions:
+        """A stopped guest's page tables let KVM confirm where its RAM lies."""
+        if self._regions or self._regions_failed:
+            return
+        try:
             self._read_regions()
+        except (MachineError, HostError) as error:
+            self._regions_failed = True
+            self.notes.append(f"guest memory cannot be reached: {error}")
 
     def _note_stop(self, event: StopEvent) -> None:
         self._running = False
