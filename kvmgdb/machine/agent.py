@@ -460,6 +460,7 @@ def _error(agent: Agent, reply: Any, doing: str) -> KvmgdbError:
         ("UNSUPPORTED", UnsupportedError(f"this host cannot do it: process {pid} not {doing}")),
         ("NO_FREE", NoFreeBreakpointError(f"all {detail} breakpoints of this kind are in use")),
         ("REFUSED", HostError(f"KVM refused: vCPU {vcpu} not {doing}", os_error)),
+        ("NO_RAM", UnsupportedError(f"process {pid} has no memory that could be guest RAM")),
         ("HOST", HostError(f"process {pid} cannot be {doing}", os_error)),
     )
     for name, error in table:

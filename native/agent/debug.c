@@ -393,8 +393,8 @@ enum kvmgdb_agent_status debug_show_stop(struct session *session, int *events,
       return status;
     *events += is_event;
   }
-  if (*events)
-    take_focus(session, NULL);
+  if (*events && take_focus(session, NULL))
+    notify(session);
   return KVMGDB_AGENT_OK;
 }
 
@@ -417,11 +417,15 @@ void debug_take_events(struct session *session) {
   if (stop_vcpus(session, KVMGDB_AGENT_ALL, now_ns() + stop_timeout_ns,
                  &error) == KVMGDB_AGENT_GONE)
     return;
-  if (debug_show_stop(session, &events, &error) || events) {
+  bool failed = debug_show_stop(session, &events, &error);
+  if (failed || events) {
     for (int i = 0; i < session->vcpu_count; i++)
       if (session->vcpu[i].phase == PHASE_PARKED)
         session->vcpu[i].let_run = false;
-    notify(session);
+    if (failed) { /* it stands all the same: the client must know */
+      session->shared->focus = error.vcpu;
+      notify(session);
+    }
     return;
   }
   for (int i = 0; i < session->vcpu_count; i++)

@@ -1,9 +1,101 @@
 #include "memory_slots.h"
+#include "cleanup.h"
+#include "slots_guess.h"
+#include "slots_kernel.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+
+/* A line of /proc/PID/maps. */
+struct mapping {
+  unsigned long start, end, offset, inode;
+  unsigned device_major, device_minor;
+  bool shared;
+};
+
+static bool find_mapping(const struct session *session, uint64_t hva,
+                         struct mapping *out) {
+  char path[64], line[512];
+  snprintf(path, sizeof(path), "/proc/%d/maps", session->pid);
+  scoped_stream maps = fopen(path, "re");
+  while (maps && fgets(line, sizeof(line), maps)) {
+    char flags[5];
+    if (sscanf(line, "%lx-%lx %4s %lx %x:%x %lu", &out->start, &out->end, flags,
+               &out->offset, &out->device_major, &out->device_minor,
+               &out->inode) != 7)
+      continue;
+    out->shared = flags[3] == 's';
+    if (hva >= out->start && hva < out->end)
+      return true;
+  }
+  return false;
+}
+
+static bool is_file(const struct stat *status, const struct mapping *mapping) {
+  return S_ISREG(status->st_mode) && status->st_ino == mapping->inode &&
+         major(status->st_dev) == mapping->device_major &&
+         minor(status->st_dev) == mapping->device_minor;
+}
+
+/* The VMM's own descriptor of a file that it has mapped. */
+static int find_descriptor(const struct session *session,
+                           const struct mapping *mapping) {
+  char path[64];
+  snprintf(path, sizeof(path), "/proc/%d/fd", session->pid);
+  scoped_directory directory = opendir(path);
+  struct dirent *entry;
+  while (directory && (entry = readdir(directory))) {
+    struct stat status;
+    if (!fstatat(dirfd(directory), entry->d_name, &status, 0) &&
+        is_file(&status, mapping))
+      return openat(dirfd(directory), entry->d_name, O_RDWR | O_CLOEXEC);
+  }
+  return -1;
+}
+
+static int open_mapping(const struct session *session,
+                        const struct mapping *mapping) {
+  char path[96];
+  snprintf(path, sizeof(path), "/proc/%d/map_files/%lx-%lx", session->pid,
+           mapping->start, mapping->end);
+  int fd = open(path, O_RDWR | O_CLOEXEC);
+  return fd >= 0 ? fd : find_descriptor(session, mapping);
+}
+
+/* Shared memory is faster through its file, and reading a hole there with
+ * pread does not allocate it, which reading through the process does. */
+static void add_descriptor(const struct session *session,
+                           struct region_list *list,
+                           struct kvmgdb_agent_region *region) {
+  struct mapping mapping;
+  if (!find_mapping(session, region->hva, &mapping) || !mapping.shared ||
+      region->size > mapping.end - region->hva)
+    return;
+  int fd = open_mapping(session, &mapping);
+  if (fd < 0)
+    return;
+  region->offset = mapping.offset + (region->hva - mapping.start);
+  region->descriptor = list->descriptor_count;
+  list->descriptor[list->descriptor_count++] = fd;
+}
+
+static int by_gpa(const void *left, const void *right) {
+  const struct kvmgdb_agent_region *a = left, *b = right;
+  return (a->gpa > b->gpa) - (a->gpa < b->gpa);
+}
 
 enum kvmgdb_agent_status memory_slots_find(struct session *session,
                                            struct region_list *list,
                                            struct agent_error *error) {
-  (void)session;
   *list = (struct region_list){0};
-  return agent_fail(error, KVMGDB_AGENT_UNSUPPORTED, 0, -1, 0);
+  if (!slots_from_kernel(session, list) && !slots_guess(session, list))
+    return agent_fail(error, KVMGDB_AGENT_NO_RAM, 0, -1, 0);
+  qsort(list->region, (size_t)list->count, sizeof(list->region[0]), by_gpa);
+  for (int i = 0; i < list->count; i++)
+    add_descriptor(session, list, &list->region[i]);
+  return KVMGDB_AGENT_OK;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.vm import Program, Vm
+from tests.agent.vm import NOBODY, Program, Vm
 
 _HERE = Path(__file__).parent
 _AGENT = _HERE.parents[1] / "native" / "agent"
@@ -63,3 +64,17 @@ def start_qemu(program: Program) -> Iterator[Callable[..., Vm]]:
     yield run
     for machine in machines:
         machine.close()
+
+
+@pytest.fixture
+def unprivileged(agent_program: Path, program: Program) -> Path:
+    """The agent as an ordinary user: no /dev/kvm, tracefs, debugfs, perf."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    binary = program.vmm.parent / "kvmgdb-agent"
+    shutil.copy(agent_program, binary)
+    wrapper = binary.with_name("agent-as-nobody")
+    setpriv = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"
+    wrapper.write_text(f'#!/bin/sh\nexec {setpriv} {binary} "$@"\n')
+    wrapper.chmod(0o755)
+    return wrapper

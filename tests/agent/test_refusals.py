@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import subprocess
 import time
@@ -26,32 +25,17 @@ from kvmgdb.errors import (
 )
 from kvmgdb.machine.agent import Agent, SeccompError
 from tests.agent.footprint import Footprint
-from tests.agent.vm import STUCK, Program, Vm, wait_until
+from tests.agent.vm import NOBODY, STUCK, Program, Vm, wait_until
 from tests.support.require import requires
 
 pytestmark = requires("kvm", "cc")
 Start = Callable[..., Vm]
-NOBODY = 65534
 
 
 def refusal(pid: int, program: Path | None = None) -> KvmgdbError:
     with Agent(pid, program) as agent, pytest.raises(KvmgdbError) as caught:
         agent.attach()
     return caught.value
-
-
-@pytest.fixture
-def unprivileged(agent_program: Path, program: Program) -> Path:
-    """The agent as an ordinary user: no /dev/kvm, tracefs, debugfs, perf."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    binary = program.vmm.parent / "kvmgdb-agent"
-    shutil.copy(agent_program, binary)
-    wrapper = binary.with_name("agent-as-nobody")
-    setpriv = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups"
-    wrapper.write_text(f'#!/bin/sh\nexec {setpriv} {binary} "$@"\n')
-    wrapper.chmod(0o755)
-    return wrapper
 
 
 @pytest.fixture
@@ -132,9 +116,8 @@ def test_a_stuck_vcpu_times_out_and_the_others_go_on(start: Start) -> None:
     vm = start(2)
     vm.set_mode(STUCK)  # both: their VMM threads wait for ever in an OUT
     time.sleep(0.1)
-    with Agent(vm.pid) as agent:
-        with pytest.raises(TargetTimeoutError, match="port I/O"):
-            agent.attach(timeout=0.3)
+    with Agent(vm.pid) as agent, pytest.raises(TargetTimeoutError, match="port I/O"):
+        agent.attach(timeout=0.3)
     assert vm.process.poll() is None
     assert all(vm.status(tid, "TracerPid") == "0" for tid in vm.tids())
 

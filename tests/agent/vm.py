@@ -14,6 +14,7 @@ from pathlib import Path
 COMPUTE, IO, HALT, INT3, STUCK, TRIPLE_FAULT = range(6)
 RAM = 64 << 20
 LOAD = 1 << 20
+NOBODY = 65534  # an ordinary user
 _SIGNATURE = b"kvmgdb test guest"
 
 

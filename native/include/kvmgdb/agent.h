@@ -47,6 +47,7 @@ enum kvmgdb_agent_status {
   KVMGDB_AGENT_NO_FREE = 16,     /* all breakpoints of the kind are in use */
   KVMGDB_AGENT_REFUSED = 17,     /* KVM refused the call: os_error */
   KVMGDB_AGENT_HOST = 18,        /* a system call of ours failed: os_error */
+  KVMGDB_AGENT_NO_RAM = 19,      /* no memory of the VMM could be guest RAM */
 };
 
 enum kvmgdb_agent_command {
