@@ -31,6 +31,7 @@ from tests.support.server import KvmgdbServer
 LENGTH = 16 << 20
 OFFSET = 64 << 20  # into the guest's RAM
 SMALL = 64
+PASSES = 3
 ROUND_TRIPS = 1000
 STEPS = 200
 _GDBS = {"gdb": SYSTEM_GDB, "gdb18": PYPI_GDB}
@@ -90,15 +91,11 @@ def raw(port: int, address: int, expected: bytes) -> Results:
     client = RawClient(port)
     largest_hex = (client.largest - 8) // 2
     results = {}
-    begin = time.perf_counter()
-    if client.read_hex(address, LENGTH, largest_hex) != expected:
-        raise SystemExit("m reads something else than the monitor")
-    results["read m"] = results["read"] = time.perf_counter() - begin
+    results["read m"] = results["read"] = _fastest(
+        lambda: client.check_hex(address, expected, largest_hex)
+    )
     if client.has_binary:
-        begin = time.perf_counter()
-        if client.read_binary(address, LENGTH, client.largest) != expected:
-            raise SystemExit("x reads something else than the monitor")
-        results["read"] = time.perf_counter() - begin
+        results["read"] = _fastest(lambda: client.check_binary(address, expected, client.largest))
     latencies = [
         _once(client, b"m%x,%x" % (address + SMALL * i, SMALL)) for i in range(ROUND_TRIPS)
     ]
@@ -108,6 +105,15 @@ def raw(port: int, address: int, expected: bytes) -> Results:
     results["step p50"] = statistics.median(_once(client, b"vCont;s:p1.1") for _ in range(STEPS))
     client.close()
     return results
+
+
+def _fastest(action: Callable[[], None]) -> float:
+    times = []
+    for _ in range(PASSES):
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def _once(client: RawClient, packet: bytes) -> float:
@@ -205,6 +211,8 @@ def main() -> None:
                     kept[name].append(seconds)
     finally:
         guest.close()
+    zeros = 100 * expected.count(0) // len(expected)
+    print(f"16 MiB of the guest's RAM, {zeros} % of its bytes are zero")
     print(table(ours, theirs))
 
 

@@ -25,6 +25,8 @@ address = int(gdb.convenience_variable("bench_address"))
 length = int(gdb.convenience_variable("bench_length"))
 path = gdb.convenience_variable("bench_file").string()
 
+# A step of one vCPU, whatever the others would do meanwhile.
+gdb.execute("set scheduler-locking on")
 result("dump", min(timed(f"dump binary memory {path} {address} {address + length}") for _ in "12"))
 
 

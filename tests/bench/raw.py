@@ -7,6 +7,7 @@ import socket
 from kvmgdb.machine.native import rsp_checksum, rsp_unescape
 
 _SECONDS = 60.0
+_HASH, _PLUS = b"#+"
 
 
 class RawClient:
@@ -20,7 +21,8 @@ class RawClient:
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), _SECONDS)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._buffer = bytearray(1 << 20)
+        self._buffer = bytearray(1 << 22)
+        self._view = memoryview(self._buffer)
         self._acks = True
         supported = self.ask(
             b"qSupported:multiprocess+;swbreak+;hwbreak+;vContSupported+;"
@@ -36,44 +38,50 @@ class RawClient:
 
     def ask(self, payload: bytes) -> bytes:
         """One packet and its reply's payload, with its escapes and run lengths."""
+        return bytes(self._exchange(payload))
+
+    def _exchange(self, payload: bytes) -> memoryview:
+        """The same without a copy: valid until the next packet."""
         self._socket.sendall(b"$%b#%02x" % (payload, rsp_checksum(payload)))
-        buffer = self._buffer
-        view = memoryview(buffer)
-        size = 0
-        while size < 4 or buffer[size - 3] != ord("#"):
+        buffer, view = self._buffer, self._view
+        start = size = 0
+        while size < start + 4 or buffer[size - 3] != _HASH:
             count = self._socket.recv_into(view[size:])
             if not count:
                 raise ConnectionError("the server closed the connection")
             size += count
-            # The acknowledgement of our packet, and a stop reply that QEMU sends
-            # to whoever connects while its guest runs.
-            if self._acks and buffer[:1] == b"+":
-                buffer[: size - 1] = buffer[1:size]
-                size -= 1
+            if buffer[0] == _PLUS:
+                start = 1
         if self._acks:
             self._socket.sendall(b"+")
-        return bytes(view[1 : size - 3])
+        return view[start + 1 : size - 3]
 
-    def read_hex(self, address: int, length: int, piece: int) -> bytes:
-        """Memory through ``m``, ``piece`` bytes at a time."""
-        data = bytearray()
-        while len(data) < length:
-            reply = self.ask(b"m%x,%x" % (address + len(data), min(piece, length - len(data))))
+    def check_hex(self, address: int, expected: bytes, piece: int) -> None:
+        """Reads memory through ``m``, ``piece`` bytes at a time, and compares it."""
+        done = 0
+        while done < len(expected):
+            reply = self.ask(b"m%x,%x" % (address + done, min(piece, len(expected) - done)))
             if b"*" in reply:
                 reply = rsp_unescape(reply, runs=True)
-            data += bytes.fromhex(reply.decode("ascii"))
-        return bytes(data)
+            done = _compare(bytes.fromhex(reply.decode("ascii")), expected, done)
 
-    def read_binary(self, address: int, length: int, piece: int) -> bytes:
-        """Memory through ``x``, ``piece`` bytes at a time at most."""
-        data = bytearray()
-        while len(data) < length:
-            reply = self.ask(b"x%x,%x" % (address + len(data), min(piece, length - len(data))))
-            assert reply[:1] == b"b", reply[:40]
-            data += rsp_unescape(reply, runs=True)[1:]
-        return bytes(data)
+    def check_binary(self, address: int, expected: bytes, piece: int) -> None:
+        """Reads memory through ``x``, at most ``piece`` bytes at a time, and compares it."""
+        done = 0
+        while done < len(expected):
+            reply = self._exchange(b"x%x,%x" % (address + done, min(piece, len(expected) - done)))
+            assert reply[0] == ord("b"), bytes(reply[:40])
+            runs = self._buffer.find(b"*", 0, len(reply)) >= 0
+            done = _compare(rsp_unescape(bytes(reply[1:]), runs=runs), expected, done)
 
     def close(self) -> None:
         """Detaches and closes."""
         self.ask(b"D;1")
         self._socket.close()
+
+
+def _compare(data: bytes, expected: bytes, done: int) -> int:
+    end = done + len(data)
+    if not data or data != expected[done:end]:
+        raise SystemExit(f"the server reads something else than the monitor at offset {done:#x}")
+    return end
