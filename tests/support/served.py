@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,11 @@ from kvmgdb.demo.kernel import Kernel
 from tests.support.polling import wait_for
 from tests.support.qemu import qmp
 from tests.support.server import KvmgdbServer
+
+
+def has_stub(qmp: Callable[[str], Any]) -> bool:
+    """Whether a QEMU has a GDB stub, by its monitor."""
+    return any(chardev["label"] == "gdb" for chardev in qmp("query-chardev"))
 
 
 class WatchedGuest:
@@ -65,7 +70,8 @@ class WatchedGuest:
 
     def memory(self, gva: int, length: int, vcpu: int = 0) -> bytes:
         """Guest-virtual memory, through QEMU's memsave."""
-        return self._save("memsave", gva, length, **{"cpu-index": vcpu})
+        signed = gva - (1 << 64) if gva >> 63 else gva  # QMP's integers are
+        return self._save("memsave", signed, length, **{"cpu-index": vcpu})
 
     def physical_memory(self, gpa: int, length: int) -> bytes:
         """Guest-physical memory, through QEMU's pmemsave."""
@@ -83,7 +89,7 @@ class WatchedGuest:
 
     @property
     def has_stub(self) -> bool:
-        return any(chardev["label"] == "gdb" for chardev in self.qmp("query-chardev"))
+        return has_stub(self.qmp)
 
     def wait_given_back(self, seconds: float = 10.0) -> None:
         """Waits until the guest runs and QEMU has no stub any more, then makes sure
