@@ -405,6 +405,9 @@ class Debuggee:
 
     def _tell(self, member: _Member, event: StopEvent) -> None:
         member.request = None
+        if member.interrupted and event.reason is not StopReason.REQUEST:
+            # It stopped for another reason just before: the interrupt is still owed.
+            member.crossed_at = time.monotonic()
         member.interrupted = False
         member.debugger.stopped(event)
 

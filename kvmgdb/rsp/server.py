@@ -79,8 +79,6 @@ class ClientProtocol(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._session is not None:
-            if self._session.has_machine:
-                self._debuggee.log(f"{self._session.name} is gone")
             self._session.close()
         if self._on_close is not None:
             self._on_close()

@@ -140,6 +140,8 @@ class Session:
         if self._task is not None:
             self._task.cancel()
         self.connection.close()
+        if self.has_machine:
+            self.debuggee.log(f"{self.name} is gone")
         self.detach()
 
     def _interrupt(self) -> None:
