@@ -387,7 +387,8 @@ class QemuMachine(StubMachine):
         super().resume(actions)
         self._ran_since_map = True
         # A guest that was found paused and only stepped stays paused at the end.
-        self._resumed_once = resumed_before or Action.CONTINUE in actions.values()
+        # (While one vCPU steps, GDB lets the others go on.)
+        self._resumed_once = resumed_before or Action.STEP not in actions.values()
         if self._resumed_once and self._guardian is not None:
             self._guardian.expect_resume()
 
