@@ -92,8 +92,10 @@ system_packages() {
         fail "these programs are missing, install them first:" "${missing[@]/#/    }"
     fi
     if [ "$(id -u)" != 0 ]; then
+        local update=""
+        compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || update="sudo apt-get update && "
         fail "system packages are missing; install them, then run this again:" \
-            "    sudo apt-get install --no-install-recommends ${packages[*]}"
+            "    ${update}sudo apt-get install --no-install-recommends ${packages[*]}"
     fi
     step "installing ${packages[*]}" install_packages
     find_missing

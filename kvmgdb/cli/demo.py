@@ -50,7 +50,8 @@ def demo(batch: bool, gdb: str) -> None:
             before = guest.progress()
             with Server(str(guest.pid)) as server:
                 if batch or not sys.stdin.isatty():
-                    console.print(f"kvmgdb serve {guest.pid} --listen unix:{server.socket}")
+                    command = f"kvmgdb serve {guest.pid} --listen unix:{server.socket}"
+                    console.print(Text(command), soft_wrap=True)
                     run_batch(gdb, str(server.socket), tour(facts), console)
                 else:
                     _hand_over(gdb, str(server.socket), facts, console)
