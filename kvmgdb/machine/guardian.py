@@ -17,13 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kvmgdb.errors import KvmgdbError
+from kvmgdb.errors import KvmgdbError, TargetGoneError
 from kvmgdb.machine.address import SocketAddress
 
 _DISMISS = b"dismiss\n"
 _RESUME = b"resume\n"
-_ATTEMPTS = 50
-_PAUSE = 0.1
+# A QEMU that is busy, or stopped by a signal, may take its time to answer.
+_PATIENCE = 600.0
+_PAUSE = 0.2
 
 
 class Guardian:
@@ -53,12 +54,16 @@ class Guardian:
             self._told_resume = True
             self._tell(_RESUME)
 
-    def dismiss(self) -> None:
-        """Everything was cleaned up; the guardian ends."""
-        self._tell(_DISMISS)
+    def take_over(self) -> None:
+        """The machine could not be given back: the guardian goes on trying."""
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
+
+    def dismiss(self) -> None:
+        """Everything was cleaned up; the guardian ends."""
+        self._tell(_DISMISS)
+        self.take_over()
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -75,12 +80,26 @@ class Guardian:
 def clean_up(what: dict[str, Any], resume: bool) -> None:
     """Removes our breakpoints, takes down the stub that was ours, and lets the
     guest run if it is to. Tries until the dead process's connections are gone."""
-    for _ in range(_ATTEMPTS):
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
         try:
             _clean_up_once(what, resume)
             return
         except KvmgdbError:
+            if not _listens(what["qmp"]):
+                return
             time.sleep(_PAUSE)
+
+
+def _listens(address: str) -> bool:
+    """Whether the machine is still there."""
+    try:
+        SocketAddress.parse(address).connect(1.0).close()
+    except TargetGoneError:
+        return False
+    except KvmgdbError:
+        return True
+    return True
 
 
 def _clean_up_once(what: dict[str, Any], resume: bool) -> None:
@@ -90,11 +109,13 @@ def _clean_up_once(what: dict[str, Any], resume: bool) -> None:
     qmp = Qmp(SocketAddress.parse(what["qmp"]))
     try:
         stub = SocketAddress.parse(what["stub"])
-        client = StubClient(stub)
-        # QEMU drops all breakpoints when a new debugger asks why it stopped.
-        client.request(b"?")
-        client.request(b"Qqemu.PhyMemMode:0")
-        client.close()
+        # An earlier attempt may have taken the stub down already.
+        with contextlib.suppress(TargetGoneError):
+            client = StubClient(stub)
+            # QEMU drops all breakpoints when a new debugger asks why it stopped.
+            client.request(b"?")
+            client.request(b"Qqemu.PhyMemMode:0")
+            client.close()
         if what["own"]:
             qmp.hmp("gdbserver none")
             shutil.rmtree(Path(stub.path).parent, ignore_errors=True)

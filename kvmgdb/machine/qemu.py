@@ -66,6 +66,8 @@ _STUB_DIRECTORY = "kvmgdb-stub-"
 _LAYOUT_AGE = 1.0
 _MONITOR_PERIOD = 0.2
 _RESET_TIMEOUT = 10.0
+# `info mem` of a guest with 5-level paging was seen to take 44 s.
+_MONITOR_TIMEOUT = 180.0
 # Run states in which `cont` continues a guest that was only stopped.
 _RESUMABLE = ("paused", "debug", "suspended", "prelaunch")
 
@@ -113,7 +115,7 @@ class QemuMonitor(MonitorAbility):
         self._qmp = qmp
 
     def command(self, line: str, vcpu: int = 0) -> str:
-        return self._qmp.hmp(line, vcpu)
+        return self._qmp.hmp(line, vcpu, _MONITOR_TIMEOUT)
 
 
 class QemuMonitorOnDemand(MonitorAbility):
@@ -126,7 +128,7 @@ class QemuMonitorOnDemand(MonitorAbility):
     def command(self, line: str, vcpu: int = 0) -> str:
         qmp = connect_qmp(self._process)
         try:
-            return qmp.hmp(line, vcpu)
+            return qmp.hmp(line, vcpu, _MONITOR_TIMEOUT)
         finally:
             qmp.close()
 
@@ -144,6 +146,7 @@ class QemuMachine(StubMachine):
         self._ran_since_map = False
         self._stub_directory: Path | None = None
         self._own_stub = False
+        self._left_behind = False
         self._step_flags: int | None = None
         self._guardian: Guardian | None = None
         self._exit_detail = ""
@@ -231,6 +234,9 @@ class QemuMachine(StubMachine):
         status = self._qmp.execute("query-status")
         self._found_running = bool(status.get("running"))
         address = self._find_stub() or self._start_stub()
+        if self._left_behind and not self._found_running:
+            self._found_running = True
+            self.notes.append("a kvmgdb that was killed had left the guest stopped")
         self._guardian = Guardian.start(
             {
                 "qmp": str(self._qmp.address),
@@ -244,7 +250,7 @@ class QemuMachine(StubMachine):
         try:
             self.connect_stub(address)
         except KvmgdbError:
-            self._give_up_control()
+            self._give_up_control(orderly=True)
             raise
         self._running = False
         self._ran_since_map = True
@@ -271,9 +277,13 @@ class QemuMachine(StubMachine):
                     f"another debugger is connected to QEMU's GDB stub ({address})",
                     "detach it first: QEMU serves one debugger at a time, kvmgdb several",
                 )
-            self._own_stub = _STUB_DIRECTORY in filename
-            if self._own_stub:
-                self._stub_directory = Path(address.path).parent
+            if _STUB_DIRECTORY in filename:
+                # Of a kvmgdb that was killed together with its guardian; its
+                # socket may be gone.
+                self._qmp.hmp("gdbserver none")
+                shutil.rmtree(Path(address.path).parent, ignore_errors=True)
+                self._left_behind = True
+                return None
             return address
         return None
 
@@ -310,15 +320,11 @@ class QemuMachine(StubMachine):
     def _withdraw_stub(self) -> None:
         """Takes back a stub that we started, and its socket."""
         if self._own_stub and not self._qmp.closed:
-            with contextlib.suppress(KvmgdbError):
-                self._qmp.hmp("gdbserver none")
+            self._qmp.hmp("gdbserver none")
         if self._stub_directory is not None:
             shutil.rmtree(self._stub_directory, ignore_errors=True)
         self._own_stub = False
         self._stub_directory = None
-        if self._guardian is not None:
-            self._guardian.dismiss()
-            self._guardian = None
 
     # ---- memory
 
@@ -467,7 +473,7 @@ class QemuMachine(StubMachine):
         self._take_events()
         event = super()._gone(self._exit_detail or detail)
         self._qmp.close()
-        self._withdraw_stub()
+        self._give_up_control(orderly=True)
         return event
 
     def system_reset(self) -> None:
@@ -486,8 +492,7 @@ class QemuMachine(StubMachine):
     # ---- leaving
 
     def close(self) -> None:
-        super().close()
-        self._give_up_control()
+        self._give_up_control(self._let_go())
         if self._map is not None:
             self._map.close()
             self._map = None
@@ -499,12 +504,27 @@ class QemuMachine(StubMachine):
         if self.stepping is not None and self._step_flags is not None:
             self.stepping.set_step_flags(self._step_flags)
 
-    def _give_up_control(self) -> None:
-        if self._took_control:
-            self._took_control = False
-            self._withdraw_stub()
-            with contextlib.suppress(KvmgdbError):
+    def _give_up_control(self, orderly: bool) -> None:
+        """Leaves QEMU as it was found. One that does not answer now is left to
+        the guardian, which has more patience than the user of a debugger."""
+        if not self._took_control:
+            return
+        self._took_control = False
+        try:
+            if orderly:
+                self._withdraw_stub()
                 self._hand_back()
+        except TargetGoneError:
+            pass
+        except KvmgdbError:
+            orderly = False
+        if self._guardian is not None:
+            if orderly:
+                self._guardian.dismiss()
+            else:
+                self._qmp.close()
+                self._guardian.take_over()
+            self._guardian = None
 
     def _hand_back(self) -> None:
         """Lets the guest run if it ran when we came, or a client let it run."""

@@ -59,6 +59,7 @@ class Qmp:
         self.events: deque[QmpEvent] = deque(maxlen=1024)
         self._buffer = bytearray()
         self._scanned = 0
+        self._identifier = 0
         self._closed = False
         self._socket = address.connect(GREETING_TIMEOUT)
         try:
@@ -93,10 +94,16 @@ class Qmp:
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """Runs a command and returns its ``return`` value. Raises QmpError."""
-        request: dict[str, Any] = {"execute": command}
+        return self._execute(command, arguments, self.timeout)
+
+    def _execute(self, command: str, arguments: dict[str, Any], timeout: float) -> Any:
+        # The answer to a command that we gave up waiting for still comes: the
+        # identifier tells it from the one to this command.
+        self._identifier += 1
+        request: dict[str, Any] = {"execute": command, "id": self._identifier}
         if arguments:
             request["arguments"] = {name.replace("_", "-"): v for name, v in arguments.items()}
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + timeout
         try:
             self._socket.settimeout(self.timeout)
             self._socket.sendall(json.dumps(request).encode() + b"\n")
@@ -106,18 +113,22 @@ class Qmp:
             raise self._gone() from None
         while True:
             message = self._read_message(deadline)
+            if message.get("id") != self._identifier:
+                continue
             if "return" in message:
                 return message["return"]
             if "error" in message:
                 error = message["error"]
                 raise QmpError(command, str(error.get("class")), str(error.get("desc")))
 
-    def hmp(self, line: str, vcpu: int | None = None) -> str:
-        """A command of the human monitor; returns what it prints."""
+    def hmp(self, line: str, vcpu: int | None = None, timeout: float | None = None) -> str:
+        """A command of the human monitor; returns what it prints. QEMU does
+        nothing else meanwhile, and some take a minute: ``timeout`` is in seconds."""
         arguments: dict[str, Any] = {"command_line": line}
         if vcpu is not None:
             arguments["cpu_index"] = vcpu
-        return str(self.execute("human-monitor-command", **arguments)).replace("\r\n", "\n")
+        text = self._execute("human-monitor-command", arguments, timeout or self.timeout)
+        return str(text).replace("\r\n", "\n")
 
     def poll(self) -> None:
         """Moves events that have arrived into :attr:`events`, without waiting.

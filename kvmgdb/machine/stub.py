@@ -537,18 +537,27 @@ class StubMachine(Machine):
         return None
 
     def close(self) -> None:
-        client, self._client = self._client, None
+        self._let_go()
+
+    def _let_go(self) -> bool:
+        """Ends the connection; False where what we set may still be there."""
+        client = self._client
         if client is None:
-            return
-        with contextlib.suppress(KvmgdbError):
-            self._client = client
+            return True
+        orderly = True
+        try:
             self._leave(client)
+        except TargetGoneError:
+            pass
+        except KvmgdbError:
+            orderly = False
         self._client = None
         self._running = False
         client.close()
         if self._physical is not None:
             self._physical.close()
             self._physical = None
+        return orderly
 
     def _leave(self, client: StubClient) -> None:
         """Removes what we set and hands the guest back."""
