@@ -153,8 +153,13 @@ static void walk_on(struct vcpu *vcpu) {
   tracee_resume(vcpu->tid, PTRACE_SYSCALL, 0);
 }
 
-/* At an event-stop: park here if this is a place to stand, else walk. */
-static void park_or_walk(struct session *session, struct vcpu *vcpu) {
+/*
+ * At an event-stop: park here if this is a place to stand, else walk. One that
+ * is settled may stand `anywhere`: where KVM_RUN is entered again is better
+ * only because it needs no call into the VMM to read its registers.
+ */
+static void park_or_walk(struct session *session, struct vcpu *vcpu,
+                         bool anywhere) {
   struct user_regs_struct registers;
   if (vcpu->unmoved) {
     vcpu->phase = PHASE_PARKED;
@@ -170,7 +175,7 @@ static void park_or_walk(struct session *session, struct vcpu *vcpu) {
              has_syscall_before(session, vcpu, registers.rip)) {
     set_parked(session, vcpu, registers, true);
     vcpu->phase = PHASE_PARKED;
-  } else if (tracee_in_wait(&registers) && is_settled(vcpu)) {
+  } else if ((anywhere || tracee_in_wait(&registers)) && is_settled(vcpu)) {
     set_parked(session, vcpu, registers, false);
     vcpu->phase = PHASE_PARKED;
   } else {
@@ -283,8 +288,10 @@ static void on_syscall(struct session *session, struct vcpu *vcpu) {
 static void on_event_stop(struct session *session, struct vcpu *vcpu) {
   switch (vcpu->phase) {
   case PHASE_INTERRUPTED:
-  case PHASE_WALKING:
-    park_or_walk(session, vcpu);
+    park_or_walk(session, vcpu, false);
+    break;
+  case PHASE_WALKING: /* look_again() asked: it has not come to KVM_RUN */
+    park_or_walk(session, vcpu, true);
     break;
   case PHASE_PARKING:
     vcpu->phase = PHASE_PARKED;
@@ -361,9 +368,9 @@ static struct vcpu *first_not_parked(struct session *session, int which) {
 }
 
 /*
- * A walking thread that waits in the VMM is asked where it stands, but only
- * when it could stay there: PTRACE_INTERRUPT ends some system calls (epoll
- * among them) with -EINTR.
+ * A walking thread that does not come to KVM_RUN (it waits in the VMM, or is
+ * busy there) is stopped where it is, but only when it may stay there:
+ * PTRACE_INTERRUPT ends some system calls (epoll among them) with -EINTR.
  */
 static void look_again(struct session *session, int which) {
   for (int i = 0; i < session->vcpu_count; i++) {

@@ -16,6 +16,7 @@ import pytest
 from kvmgdb.machine.agent import Agent
 from tests.agent.footprint import Footprint
 from tests.agent.vm import COMPUTE, HALT, IO, Vm, wait_until
+from tests.support.qemu import qmp
 from tests.support.require import requires
 
 pytestmark = requires("kvm", "cc")
@@ -136,6 +137,45 @@ def test_halted_vcpu_stops(start: Start, option: str) -> None:
         agent.resume()
         agent.stop()
     assert vm.process.poll() is None
+
+
+@requires("qemu")
+@pytest.mark.parametrize("irqchip", ["on", "off"])
+def test_halted_vcpus_of_qemu_stop(start_qemu: Start, irqchip: str) -> None:
+    """Without KVM's irqchip QEMU's threads wait in futex: no register of theirs
+    may be put back as it was found there."""
+    vm = start_qemu(2, "-machine", f"pc,kernel-irqchip={irqchip}")
+    vm.set_mode(HALT)
+    time.sleep(0.1)
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        for _ in range(10):
+            agent.stop(timeout=1.0)
+            for vcpu in range(2):
+                assert agent.registers(vcpu)["rip"] == vm.symbols["do_halt"] + 1
+            agent.resume()
+    assert vm.process.poll() is None
+
+
+@requires("qemu")
+def test_a_paused_qemu(start_qemu: Start, tmp_path: Path) -> None:
+    """Attaches to a machine whose monitor holds it, which goes on when told."""
+    monitor = tmp_path / "qmp"
+    vm = start_qemu(2, "-qmp", f"unix:{monitor},server=on,wait=off")
+    qmp(monitor, "stop")
+    before = vm.counters()
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        agent.stop()
+        for vcpu in range(2):
+            assert kvm_regs(agent, vcpu)[16] == agent.registers(vcpu)["rip"]
+        agent.resume()
+        time.sleep(0.1)
+        assert vm.counters() == before
+        qmp(monitor, "cont")
+        vm.assert_progress()
+        agent.stop()
+        vm.assert_history()
 
 
 @requires("qemu")

@@ -15,11 +15,12 @@ import pytest
 from kvmgdb.errors import NoFreeBreakpointError, UnsupportedError
 from kvmgdb.machine.agent import Agent
 from tests.agent.footprint import Footprint
-from tests.agent.vm import Vm
+from tests.agent.vm import COMPUTE, INT3, Vm, wait_until
 from tests.support.require import requires
 
 pytestmark = requires("kvm", "cc")
 Start = Callable[..., Vm]
+SAW_OTHER = 5  # vmm.c: an exit that it cannot handle
 
 
 @pytest.fixture(
@@ -219,3 +220,27 @@ def test_registers_can_be_written(vm: Vm) -> None:
         assert vm.quad("counter", vcpu) == 1 << 40
         agent.detach()
     vm.assert_progress()
+
+
+def test_an_int3_of_the_guests_own_reaches_it(start: Start) -> None:
+    """Where KVM interprets guest code it cannot execute one: then the failure is
+    shown, and the VMM gets it, as without us."""
+    vm = start(1)
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        agent.stop()
+        software(agent, vm, "do_triple_fault")  # never executed
+        vm.set_mode(INT3)
+        agent.resume()
+        wait_until(
+            lambda: vm.quad("breakpoints_taken") > 10 or agent.shared.focus == 0,
+            "the guest's int3",
+        )
+        if vm.quad("breakpoints_taken"):
+            vm.set_mode(COMPUTE)
+            vm.assert_progress()
+            return
+        assert reason(agent, 0) == "ERROR"
+        assert agent.registers(0)["rip"] == vm.symbols["own_int3"]
+        agent.resume()
+        assert vm.process.wait(10.0) == SAW_OTHER

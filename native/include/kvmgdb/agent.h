@@ -108,8 +108,8 @@ enum kvmgdb_agent_ioctl {
 enum kvmgdb_agent_state {
   KVMGDB_AGENT_VCPU_RUNNING = 0,
   KVMGDB_AGENT_VCPU_STOPPED = 1, /* at the edge of KVM_RUN */
-  KVMGDB_AGENT_VCPU_HALTED = 2,  /* stopped while its VMM waits outside
-                                    KVM_RUN (halted, or paused by the VMM) */
+  KVMGDB_AGENT_VCPU_HALTED = 2,  /* stopped while its VMM is outside
+                                    KVM_RUN (it is halted, or was paused) */
   KVMGDB_AGENT_VCPU_GONE = 3,
 };
 
