@@ -69,7 +69,7 @@ class PacketReader:
         # after the acknowledgement of our last one.
         if not buffer and not self._discarding:
             start = 1 if data[:1] == b"+" else 0
-            if data[start : start + 1] == b"$" and data.find(b"#") == len(data) - 3:
+            if data.rfind(b"$") == start and data.find(b"#") == len(data) - 3 > start:
                 yield from self._packet(data[start + 1 : -3], data[-2:])
                 return
         buffer += data
@@ -104,6 +104,7 @@ class PacketReader:
             if len(buffer) > self._limit + 1:
                 self._discarding = True
                 self._scanned = 0
+                buffer.clear()
                 return iter(())
             return None
         if end + 3 > len(buffer):
@@ -124,9 +125,14 @@ class PacketReader:
             yield Packet(payload)
 
     def _discard(self) -> Iterator[Item] | None:
-        """Drops the rest of a packet that is too long."""
+        """Drops the rest of a packet that is too long; one that was cut off, too."""
         buffer = self._buffer
         end = buffer.find(b"#")
+        restart = buffer.find(b"$", 0, end if end >= 0 else len(buffer))
+        if restart >= 0:
+            del buffer[:restart]
+            self._discarding = False
+            return iter(())
         if end < 0:
             buffer.clear()
             return None
