@@ -30,6 +30,8 @@ class Reply:
     framed: bytes = b""
 
 
+_HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
+
 OK = Reply(b"OK")
 UNSUPPORTED = Reply(b"")
 
@@ -77,12 +79,9 @@ def find_handler(payload: bytes) -> tuple[Handler | None, bytes]:
 
 def parse_hex(text: bytes, name: str, limit: int = 1 << 64) -> int:
     """A number in hex without sign or prefix, below ``limit``."""
-    if not 0 < len(text) <= 16 or not text.isalnum():
+    if not 0 < len(text) <= 16 or not _HEX_DIGITS.issuperset(text):
         raise MalformedPacketError(name, text)
-    try:
-        value = int(text, 16)
-    except ValueError:
-        raise MalformedPacketError(name, text) from None
+    value = int(text, 16)
     if value >= limit:
         raise MalformedPacketError(name, text)
     return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmgdb.errors import KvmgdbError
-from kvmgdb.rsp.dispatch import MalformedPacketError
+from kvmgdb.rsp.dispatch import MalformedPacketError, parse_hex
 
 if TYPE_CHECKING:
     from kvmgdb.rsp.session import Session
@@ -62,9 +62,6 @@ def parse_vcpu(text: bytes, vcpus: int, packet: str) -> int:
 
 
 def _number(text: bytes, packet: str) -> int:
-    if not 0 < len(text) <= 8 or not text.isalnum():
+    if len(text) > 8:
         raise MalformedPacketError(packet, text)
-    try:
-        return int(text, 16)
-    except ValueError:
-        raise MalformedPacketError(packet, text) from None
+    return parse_hex(text, packet)
