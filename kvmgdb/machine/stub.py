@@ -565,7 +565,8 @@ class StubMachine(Machine):
         self.clear_breakpoints()
         if self._found_halted and not self._resumed_once:
             return
-        client.post(b"D;1" if client.features.get("multiprocess") == "+" else b"D")
+        process, dot, _ = self.vcpus[0].thread.partition(b".")
+        client.post(b"D;" + process.removeprefix(b"p") if dot else b"D")
         with contextlib.suppress(TargetTimeoutError):
             client.wait(1.0)
 
