@@ -62,7 +62,7 @@ def test_one_that_waits_is_told_for_whom(
     with RawClient(server.address) as waiting:
         assert waiting.request(b"?").startswith(b"T05")
         waiting.send(frame(b"vCont;c"))
-        wait_for("the console text", lambda: not waiting.is_silent(0.2) or waiting.console)
+        wait_for("the console text", lambda: waiting.is_silent(0.05) and waiting.console)
         waiting.send(b"\x03")
         assert waiting.receive().startswith(b"T02")
         assert b"the guest stays stopped: debugger 1 " in waiting.console

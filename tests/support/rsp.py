@@ -92,14 +92,12 @@ class RawClient:
         return self.console.decode()
 
     def is_silent(self, seconds: float) -> bool:
-        """Whether nothing comes for so long."""
-        self.socket.settimeout(seconds)
+        """Whether no packet comes for so long (acknowledgements and console text may)."""
         try:
-            data = self.socket.recv(65536)
-        except TimeoutError:
-            return not self._buffer.strip(b"+")
-        self._buffer += data
-        return False
+            payload = self.receive(seconds)
+        except AssertionError:
+            return True
+        raise AssertionError(f"the server sent {payload[:200]!r}")
 
     def wait_closed(self, seconds: float = SECONDS) -> bytes:
         """Reads until the server closes the connection; what was read."""

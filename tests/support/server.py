@@ -122,8 +122,8 @@ class KvmgdbServer:
                 self.process.send_signal(signal.SIGTERM)
                 self.process.wait(15)
             printed = self.printed()
-            assert "Traceback" not in printed, printed
-            assert "never retrieved" not in printed, printed
+            for mistake in ("Traceback", "internal error", "never retrieved", "never awaited"):
+                assert mistake not in printed, printed
             assert self._expected_status in (None, self.process.returncode), printed
         finally:
             end(self.process)
