@@ -59,6 +59,7 @@ class Session:
         self._acks = True
         self._last_frame = b""
         self._queue: deque[Item] = deque()
+        self._pending: asyncio.Future[Reply] | None = None
         self._task: asyncio.Task[None] | None = None
 
     # ---- what handlers ask
@@ -137,16 +138,16 @@ class Session:
             return
         self.closed = True
         self._queue.clear()
-        if self._task is not None:
-            self._task.cancel()
+        if self._pending is not None:
+            self._pending.cancel()
         self.connection.close()
         if self.has_machine:
             self.debuggee.log(f"{self.name} is gone")
         self.detach()
 
     def _interrupt(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        if self._pending is not None:
+            self._pending.cancel()
         else:
             self.debuggee.interrupt(self)
 
@@ -192,7 +193,10 @@ class Session:
         else:
             if acks:
                 self.connection.write(b"+")
-            self._task = asyncio.ensure_future(self._finish(result))
+            # Two tasks: one that is cancelled before it has begun runs none of its
+            # code, and the client must get its reply all the same.
+            self._pending = asyncio.ensure_future(result)
+            self._task = asyncio.ensure_future(self._finish(self._pending))
 
     def _attach_once(self, payload: bytes) -> None:
         """The first packet makes a client a debugger: only then the guest stops.
@@ -222,7 +226,7 @@ class Session:
             reply = self.error(KvmgdbError("interrupted"))
         except Exception as error:
             reply = self._error_of(error)
-        self._task = None
+        self._pending = self._task = None
         if not self.closed:
             self._send(reply, ack=False)
         while self._queue and self._task is None and not self.closed:

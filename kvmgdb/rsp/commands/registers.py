@@ -39,16 +39,21 @@ def _hex(file: RegisterFile) -> bytes:
 
 @packet("G")
 def write_all(session: Session, arguments: bytes) -> Reply:
-    """``G<hex>``: writes those registers that differ from what they are."""
-    if len(arguments) > 2 * STOP_SIZE or len(arguments) % 2:
+    """``G<hex>``: writes those registers that differ from what they are. ``xx``
+    leaves one as it is, and so does an end before it."""
+    if not 0 < len(arguments) <= 2 * STOP_SIZE:
         raise MalformedPacketError("G", arguments)
     vcpu = session.register_vcpu
     file = vcpu.read_registers(STOP_GROUPS)
     changes: list[tuple[Register, bytes]] = []
     for register in STOP_REGISTERS:
         text = arguments[2 * register.offset : 2 * (register.offset + register.size)]
-        if len(text) == 2 * register.size and b"x" not in text:
+        if not text:
+            break
+        if text.strip(b"x"):
             value = parse_bytes(text, "G")
+            if len(value) != register.size:
+                raise MalformedPacketError("G", arguments)
             if value != file.get_bytes(register):
                 changes.append((register, value))
     for register, value in changes:
