@@ -56,16 +56,10 @@ def client(rig: Rig, rom_guest: RomGuest) -> Client:
 
 
 def run_to(client: Client, address: int) -> None:
-    """Lets vCPU 0 run to an instruction."""
+    """Lets vCPU 0, and no other, run to an instruction."""
     where = b"%x,1" % address
+    first = b"p1.1" if "multiprocess" in client.session.features else b"1"
     assert client.ask(b"Z1," + where) == b"OK"
-    for _ in range(20):
-        reply = client.ask(b"vCont;c")
-        if b"thread:p1.1;" in reply or b"thread:1;" in reply:
-            break
-        # The other vCPU got there first: it steps past the breakpoint.
-        assert client.ask(b"z1," + where) == b"OK"
-        client.ask(b"vCont;s:p1.2")
-        assert client.ask(b"Z1," + where) == b"OK"
+    assert b"thread:%b;" % first in client.ask(b"vCont;c:" + first)
     assert client.ask(b"z1," + where) == b"OK"
-    assert client.ask(b"Hgp1.1" if "multiprocess" in client.session.features else b"Hg1") == b"OK"
+    assert client.ask(b"Hg" + first) == b"OK"
