@@ -224,18 +224,20 @@ size_t control_poll_set(struct control *control,
 
 bool control_handle(struct control *control, const struct pollfd *set,
                     size_t count) {
+  bool connecting = false;
   for (size_t i = 0; i < count; i++) {
     if (!set[i].revents)
       continue;
-    if (set[i].fd == control->listen_fd) {
-      accept_client(control);
-      continue;
-    }
+    if (set[i].fd == control->listen_fd)
+      connecting = true;
     for (size_t j = 0; j < CONTROL_CLIENTS; j++)
       if (control->clients[j].fd == set[i].fd &&
           read_commands(control, &control->clients[j]))
         return true;
   }
+  /* Last: whoever has left has made room. */
+  if (connecting)
+    accept_client(control);
   return false;
 }
 

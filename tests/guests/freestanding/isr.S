@@ -59,6 +59,8 @@
 
 	entry	timer_entry, timer_interrupt
 	entry	breakpoint_entry, breakpoint_interrupt
+	.weak	serial_interrupt /* echo.c alone has one */
+	entry	serial_entry, serial_interrupt
 
 	.global spurious_entry
 spurious_entry:
