@@ -249,6 +249,8 @@ class Debuggee:
             return
         try:
             self._let_run_if_wanted(debugger)
+        except TargetGoneError as error:
+            self._on_stop(StopEvent(StopReason.EXITED, detail=str(error)))
         except KvmgdbError:
             member.request = None
             raise

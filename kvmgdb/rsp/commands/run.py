@@ -10,8 +10,8 @@ A guest has no signals: those that GDB passes on (``C``, ``S``) are dropped.
 
 from __future__ import annotations
 
-from kvmgdb.errors import UnsupportedError
-from kvmgdb.machine.interface import Action
+from kvmgdb.errors import MachineError, UnsupportedError
+from kvmgdb.machine.interface import Action, StopEvent, StopReason
 from kvmgdb.rsp import stop_reply
 from kvmgdb.rsp.debuggee import ResumeRequest
 from kvmgdb.rsp.dispatch import OK, MalformedPacketError, Reply, packet, parse_hex, parse_range
@@ -56,8 +56,7 @@ def resume(session: Session, arguments: bytes) -> Reply | None:
                 ranges[index] = limits
     if not chosen:
         return stop_reply.attached(session)
-    session.debuggee.resume(session, ResumeRequest(chosen, ranges))
-    return None
+    return _let_go(session, ResumeRequest(chosen, ranges))
 
 
 def _parse_action(text: bytes) -> tuple[Action | None, tuple[int, int] | None]:
@@ -111,7 +110,18 @@ def _resume_old(session: Session, address: bytes, action: Action) -> Reply | Non
         session.machine.vcpus[stepped].write_register("rip", value.to_bytes(8, "little"))
     running = [stepped] if action is Action.STEP or index is not None else range(count)
     chosen = dict.fromkeys(running, action)
-    session.debuggee.resume(session, ResumeRequest(chosen, {}))
+    return _let_go(session, ResumeRequest(chosen, {}))
+
+
+def _let_go(session: Session, request: ResumeRequest) -> Reply | None:
+    """Resumes. A machine that cannot go on is a stop where it stands: GDB shows
+    the reason, and keeps what it knows."""
+    try:
+        session.debuggee.resume(session, request)
+    except MachineError as error:
+        remedy = f" ({error.remedy})" if error.remedy else ""
+        session.console(f"kvmgdb: {error}{remedy}\n")
+        return stop_reply.build(session, StopEvent(StopReason.EXTERNAL, session.current_index))
     return None
 
 
