@@ -176,6 +176,27 @@ class ProtocolError(KvmgdbError):
         return 71
 
 
+# ---- what guest memory says ------------------------------------------------
+
+
+class GuestDataError(KvmgdbError):
+    """A structure in guest memory is not what it should be: damaged, or hostile."""
+
+
+class NotFoundError(KvmgdbError):
+    """The guest's kernel has no such symbol, type, member or task."""
+
+    @property
+    def errno(self) -> int:
+        return 2
+
+
+class NoKernelError(KvmgdbError):
+    """No Linux kernel can be seen in the guest: not yet, or it is another system."""
+
+    remedy = "if the guest is still booting, try again in a moment"
+
+
 # ---- the command line -----------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """Builds the extension ``kvmgdb._native`` (cffi, API mode).
 
-What cffi is told is the part of the public header between its two "cffi:"
+What cffi is told is the part of each public header between its two "cffi:"
 markers: a declaration is written once. setuptools runs this from the root of
 the project, so paths are relative to that.
 """
@@ -11,9 +11,10 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path("native")
-HEADER = NATIVE / "include" / "kvmgdb" / "kvmgdb.h"
-SOURCES = sorted(str(path) for path in (NATIVE / "src").glob("*.c"))
-DEPENDS = [str(HEADER), *sorted(str(path) for path in (NATIVE / "src").glob("*.h"))]
+INCLUDE = NATIVE / "include" / "kvmgdb"
+HEADERS = [INCLUDE / "kvmgdb.h", INCLUDE / "linux.h"]
+SOURCES = sorted(str(path) for path in (NATIVE / "src").rglob("*.c"))
+DEPENDS = sorted(str(path) for path in [*HEADERS, *(NATIVE / "src").rglob("*.h")])
 
 # Called where a callback region's bytes come from Python: kvmgdb_read_fn and
 # kvmgdb_write_fn.
@@ -25,22 +26,21 @@ int kvmgdb_python_write(void *, uint64_t, const void *, size_t);
 """
 
 
-def declarations(header: str) -> str:
+def declarations(header: Path) -> str:
     """The declarations between the markers, without their comments."""
-    _, begin, rest = header.partition("/* cffi: begin */")
+    text = header.read_text(encoding="utf-8")
+    _, begin, rest = text.partition("/* cffi: begin */")
     declared, end, _ = rest.partition("/* cffi: end */")
     if not begin or not end:
-        raise ValueError(f"{HEADER} has lost its cffi markers")
+        raise ValueError(f"{header} has lost its cffi markers")
     return re.sub(r"/\*.*?\*/", "", declared, flags=re.DOTALL)
 
 
 ffibuilder = FFI()
-ffibuilder.cdef(
-    "typedef int... pid_t;" + declarations(HEADER.read_text(encoding="utf-8")) + PYTHON_CALLBACKS
-)
+ffibuilder.cdef("typedef int... pid_t;" + "".join(map(declarations, HEADERS)) + PYTHON_CALLBACKS)
 ffibuilder.set_source(
     "kvmgdb._native",
-    "#include <kvmgdb/kvmgdb.h>",
+    "#include <kvmgdb/kvmgdb.h>\n#include <kvmgdb/linux.h>",
     sources=SOURCES,
     depends=DEPENDS,
     include_dirs=[str(NATIVE / "include")],

@@ -1,8 +1,9 @@
 """The compiled library with Python types: guest memory, page walk, protocol text.
 
-The only module that imports the extension; ``native/include/kvmgdb/kvmgdb.h``
-is its reference. Calls release the interpreter lock. One :class:`Memory` may be
-read from several threads at once, but not while its regions change.
+``native/include/kvmgdb/kvmgdb.h`` is its reference. Only this module and
+:mod:`kvmgdb.linux.native` import the extension. Calls release the interpreter
+lock. One :class:`Memory` may be read from several threads at once, but not while
+its regions change.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import Any, Self
 from kvmgdb._native import ffi, lib
 from kvmgdb.errors import (
     AccessDeniedError,
+    GuestDataError,
     HostError,
     InvalidRangeError,
     KvmgdbError,
     MemoryFault,
     NoRamError,
+    NotFoundError,
     ReadOnlyMemoryError,
     TargetGoneError,
 )
@@ -68,6 +71,12 @@ ERRORS: dict[int, Callable[[Any], KvmgdbError]] = {
     lib.KVMGDB_ERR_READ_ONLY: lambda error: ReadOnlyMemoryError(error.address),
     lib.KVMGDB_ERR_IO: lambda error: HostError(
         f"cannot access guest memory at {error.address:#x}", error.os_error
+    ),
+    lib.KVMGDB_ERR_NOT_FOUND: lambda error: NotFoundError(
+        f"there is nothing for {error.address:#x}"
+    ),
+    lib.KVMGDB_ERR_MALFORMED: lambda error: GuestDataError(
+        f"the guest's data is damaged at offset {error.address:#x}"
     ),
 }
 

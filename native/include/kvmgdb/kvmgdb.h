@@ -38,6 +38,8 @@ enum kvmgdb_status {
   KVMGDB_ERR_PERMISSION = 6, /* the host refuses access to that process */
   KVMGDB_ERR_READ_ONLY = 7,  /* write to a region that was added read-only */
   KVMGDB_ERR_IO = 8,         /* anything else; os_error says what */
+  KVMGDB_ERR_NOT_FOUND = 9,  /* what was asked for is not there */
+  KVMGDB_ERR_MALFORMED = 10, /* guest data that is not what it should be */
 };
 
 struct kvmgdb_error {

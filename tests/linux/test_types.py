@@ -1,0 +1,99 @@
+"""Types of the guest's BTF, and objects read by them."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvmgdb.errors import GuestDataError, NotFoundError
+from kvmgdb.linux.kernel import Kernel
+from kvmgdb.linux.native import Kind
+
+
+def test_every_type_can_be_read(kernel: Kernel) -> None:
+    table = kernel.types.table
+    kinds = {table.type(type_id).kind for type_id in table.ids}
+    assert kinds >= {Kind.INT, Kind.STRUCT, Kind.UNION, Kind.FUNC_PROTO, Kind.VAR, Kind.DATASEC}
+
+
+def test_sizes_follow_from_members(kernel: Kernel) -> None:
+    """In a C structure members do not overlap, nor reach beyond its end."""
+    table = kernel.types.table
+    checked = 0
+    for type_id in list(table.ids)[::23]:
+        found = table.type(type_id)
+        if found.kind is not Kind.STRUCT:
+            continue
+        end = 0
+        for member in table.members(type_id):
+            assert member.bit_offset >= end
+            size = 8 * table.size(member.type) if not member.bits else member.bits
+            end = member.bit_offset + size
+            checked += 1
+        assert end <= 8 * found.size
+    assert checked > 1000
+
+
+def test_init_task(kernel: Kernel) -> None:
+    task = kernel.variable("init_task", "task_struct")
+    assert task.member("comm").string() == "swapper/0"
+    assert task.member("pid").integer() == 0
+    assert task.member("real_parent").target().address == task.address
+    assert task.member("real_parent.comm").string() == "swapper/0"
+    assert task.member("thread_pid.count.refs.counter").integer() > 0
+
+
+def test_a_snapshot_says_the_same(kernel: Kernel) -> None:
+    task = kernel.variable("init_task", "task_struct")
+    copy = task.snapshot()
+    for name in ("comm", "pid", "flags", "mm", "tasks", "cred", "in_execve", "prio"):
+        assert copy.member(name).address == task.member(name).address
+    assert copy.member("comm").string() == task.member("comm").string()
+    assert copy.member("active_mm").integer() == task.member("active_mm").integer()
+    assert copy.member("in_execve").integer() == 0
+
+
+def test_anonymous_members_and_arrays(kernel: Kernel) -> None:
+    """struct page keeps its fields in unions; struct list_head is two pointers."""
+    page = kernel.types.named("page")
+    assert kernel.types.find_member(page.id, "mapping") is not None
+    offsets = kernel.variable("init_task", "task_struct").member("comm")
+    assert chr(offsets.element(0).integer()) == "s"
+    assert chr(offsets.snapshot().element(1).integer()) == "w"
+
+
+def test_enumerations(kernel: Kernel) -> None:
+    states = kernel.types.enumeration("system_states")
+    assert states["SYSTEM_BOOTING"] == 0
+    assert "SYSTEM_RUNNING" in states
+
+
+def test_names_that_are_not_there(kernel: Kernel) -> None:
+    task = kernel.variable("init_task", "task_struct")
+    with pytest.raises(NotFoundError, match="no type no_such_type"):
+        kernel.object("no_such_type", 0)
+    with pytest.raises(NotFoundError, match="task_struct has no member no_such_member"):
+        task.member("no_such_member")
+    with pytest.raises(GuestDataError, match="is null"):
+        task.member("mm").target()
+
+
+def test_a_list_that_loops_ends(kernel: Kernel) -> None:
+    """The list of all tasks, entered through a head that is not on it, would go
+    round for ever."""
+    first = kernel.variable("init_task", "task_struct").member("tasks")
+    inside = kernel.object("list_head", first.address)
+    outside = kernel.object("list_head", kernel.symbol("init_task"))
+    assert len(list(inside.list("task_struct", "tasks"))) > 10
+    outside.kernel = _Redirected(kernel, outside.address, inside.address)  # type: ignore[assignment]
+    with pytest.raises(GuestDataError, match="does not end"):
+        list(outside.list("task_struct", "tasks"))
+
+
+class _Redirected:
+    """A kernel in which one word is another: the list's head points into a list."""
+
+    def __init__(self, kernel: Kernel, address: int, value: int) -> None:
+        self._kernel, self._address, self._value = kernel, address, value
+
+    def u64(self, address: int) -> int:
+        return self._value if address == self._address else self._kernel.u64(address)
