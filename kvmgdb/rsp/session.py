@@ -186,7 +186,7 @@ class Session:
         except Exception as error:
             result = self._error_of(error)
         if result is None:
-            if acks:
+            if acks and not self.closed:
                 self.connection.write(b"+")
         elif isinstance(result, Reply):
             self._send(result, ack=acks)

@@ -21,9 +21,9 @@ def timed(command: str) -> float:
     return time.perf_counter() - begin
 
 
-address = int(gdb.convenience_variable("bench_address"))
-length = int(gdb.convenience_variable("bench_length"))
-path = gdb.convenience_variable("bench_file").string()
+address = int(gdb.parse_and_eval("$bench_address"))
+length = int(gdb.parse_and_eval("$bench_length"))
+path = gdb.parse_and_eval("$bench_file").string()
 
 # A step of one vCPU, whatever the others would do meanwhile.
 gdb.execute("set scheduler-locking on")

@@ -76,6 +76,9 @@ class RomGuest(Qemu):
             self._directory.cleanup()
             raise
 
+    def __enter__(self) -> RomGuest:
+        return self
+
     def symbol(self, name: str) -> int:
         """Where the guest runs what rom.S calls ``name`` (GVA, and GPA)."""
         return self.rom.symbols[name]

@@ -130,12 +130,38 @@ def test_code_that_is_written_is_what_runs(client: Client, rom_guest: RomGuest) 
 
 @pytest.mark.parametrize(
     "packet",
-    [b"m", b"m,", b"m1000", b"mg,1", b"m1000,", b"m1000,-1", b"m1000,1,1", b"x1000", b"M1000,1"]
-    + [b"M1000,1:", b"M1000,1:0", b"M1000,1:zz", b"M1000,1:0000", b"M1000,2:00", b"M:00"]
-    + [b"X1000,1", b"X1000,1:", b"X1000,1:ab", b"X:a", b"m10000000000000000,1"]
-    + [b"qCRC:", b"qCRC:1000", b"qCRC:g,1", b"qCRC:ffffffffffffffff,2"]
-    + [b"qSearch:memory:", b"qSearch:memory:0;10", b"qSearch:memory:0;10;", b"qSearch:memory:g;1;a"]
-    + [b"Qqemu.PhyMemMode:2", b"Qqemu.PhyMemMode:"],
+    [
+        b"m",
+        b"m,",
+        b"m1000",
+        b"mg,1",
+        b"m1000,",
+        b"m1000,-1",
+        b"m1000,1,1",
+        b"x1000",
+        b"M1000,1",
+        b"M1000,1:",
+        b"M1000,1:0",
+        b"M1000,1:zz",
+        b"M1000,1:0000",
+        b"M1000,2:00",
+        b"M:00",
+        b"X1000,1",
+        b"X1000,1:",
+        b"X1000,1:ab",
+        b"X:a",
+        b"m10000000000000000,1",
+        b"qCRC:",
+        b"qCRC:1000",
+        b"qCRC:g,1",
+        b"qCRC:ffffffffffffffff,2",
+        b"qSearch:memory:",
+        b"qSearch:memory:0;10",
+        b"qSearch:memory:0;10;",
+        b"qSearch:memory:g;1;a",
+        b"Qqemu.PhyMemMode:2",
+        b"Qqemu.PhyMemMode:",
+    ],
 )
 def test_malformed(client: Client, new_client: NewClient, packet: bytes) -> None:
     assert client.ask(packet).startswith(b"E.")

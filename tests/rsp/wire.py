@@ -76,7 +76,7 @@ class Wire:
     def take_frame(self) -> bytes | None:
         """The next whole packet, undecoded; acknowledgements before it are dropped."""
         start = self._taken
-        while self.sent[start : start + 1] in (b"+", b"-"):
+        while start < len(self.sent) and self.sent[start] in b"+-":
             start += 1
         end = self.sent.find(b"#", start)
         if start == len(self.sent) or end < 0:
@@ -178,6 +178,14 @@ class Client:
             assert reply[:1] == b"O", reply
             text += bytes.fromhex(reply[1:].decode())
         return text.decode()
+
+    def close(self) -> None:
+        """The connection is lost."""
+
+        async def close() -> None:
+            self.session.close()
+
+        self.rig.loop.run_until_complete(close())
 
     def quiet(self, seconds: float = 0.1) -> bool:
         """Whether no packet arrives for so long."""
