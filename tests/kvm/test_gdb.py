@@ -1,0 +1,145 @@
+"""Real GDBs on guests under KVM, in VMMs that were started with no debugging
+option: what a user does first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kvm.guests import image, qemu_guest
+from tests.support.gdb import GdbSession
+from tests.support.require import requires
+from tests.support.server import KvmgdbServer
+
+pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(150)]
+
+_NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def qemu() -> Iterator[int]:
+    with qemu_guest("kvmgdb-kvm", "chain") as pid:
+        yield pid
+
+
+def _progress(gdb: GdbSession, vcpu: int = 0) -> int:
+    where = image("chain").symbols["progress"] + 8 * vcpu
+    return gdb.integer(f"*(unsigned long *) {where:#x}")
+
+
+def _session(gdb: GdbSession, server: KvmgdbServer) -> None:
+    """Everything that a debugger does first, then leaves; the guest goes on."""
+    symbols = image("chain").symbols
+    leaf, watched = symbols["chain_leaf"], symbols["chain_watched"]
+    gdb.connect(server.address)
+    threads = gdb.cli("info threads")
+    assert '"vCPU 0"' in threads
+    assert '"vCPU 1"' in threads
+    assert gdb.integer("$cr0") & 0x80000001 == 0x80000001
+    assert gdb.integer("$efer") & 0x500 == 0x500
+    code = gdb.cli(f"x/4xb {leaf:#x}")
+
+    gdb.cli(f"break *{leaf:#x}")
+    for _ in range(3):
+        assert gdb.run_to_stop()["reason"] == "breakpoint-hit"
+        assert gdb.integer("$pc") == leaf
+        # What we planted is invisible.
+        assert gdb.cli(f"x/4xb {leaf:#x}") == code
+    gdb.cli("stepi")
+    assert gdb.integer("$pc") == leaf + 1
+    gdb.cli("delete")
+
+    gdb.cli(f"hbreak *{leaf:#x}")
+    assert gdb.run_to_stop()["reason"] == "breakpoint-hit"
+    assert gdb.integer("$pc") == leaf
+    gdb.cli("delete")
+
+    gdb.cli(f"watch *(unsigned long *) {watched:#x}")
+    before = gdb.integer(f"*(unsigned long *) {watched:#x}")
+    assert gdb.run_to_stop()["reason"] == "watchpoint-trigger"
+    assert gdb.integer(f"*(unsigned long *) {watched:#x}") != before
+    gdb.cli("delete")
+
+    counter = _progress(gdb)
+    gdb.resume()
+    gdb.interrupt()
+    r15 = gdb.integer("$r15")
+    gdb.cli("set $r15 = 0x123456789abcdef0")
+    assert gdb.integer("$r15") == 0x123456789ABCDEF0
+    gdb.cli(f"set $r15 = {r15:#x}")
+    gdb.cli("detach")
+    gdb.connect(server.address)
+    gdb.resume()
+    gdb.interrupt()
+    assert _progress(gdb) >= counter
+    assert gdb.cli(f"x/4xb {leaf:#x}") == code
+    assert gdb.integer("$dr7") & 0xFF == 0
+    gdb.cli("detach")
+
+
+def test_qemu(gdb: GdbSession, qemu: int) -> None:
+    with KvmgdbServer(str(qemu)) as server:
+        _session(gdb, server)
+
+
+def test_qemu_by_name_and_q35_with_shared_memory(gdb: GdbSession) -> None:
+    shared = ("-object", "memory-backend-memfd,id=ram,size=64M,share=on")
+    machine = ("-machine", "q35,memory-backend=ram")
+    with (
+        qemu_guest("kvmgdb-q35", "chain", [*shared, *machine]),
+        KvmgdbServer("kvmgdb-q35") as server,
+    ):
+        _session(gdb, server)
+
+
+def test_ordinary_user(gdb: GdbSession) -> None:
+    """A user who owns the VMM, and has no other right."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    user = ("setpriv", "--reuid", str(_NOBODY), "--clear-groups")
+    with (
+        qemu_guest("kvmgdb-nobody", "chain", as_user=_NOBODY) as pid,
+        KvmgdbServer(str(pid), prefix=user) as server,
+    ):
+        _session(gdb, server)
+
+
+def test_own_vmm_from_its_first_instruction(gdb: GdbSession) -> None:
+    chain = image("chain")
+    arguments = [str(chain.elf), "--accel", "kvm", "--cpus", "2", "--memory", "64M", "-S"]
+    with KvmgdbServer(*arguments, verb="run") as server:
+        gdb.connect(server.address)
+        entry = chain.symbols["pvh_entry"] if "pvh_entry" in chain.symbols else gdb.integer("$pc")
+        assert gdb.integer("$pc") == entry
+        assert gdb.integer("$cr0") & 0x80000001 == 1  # protected mode, no paging
+        first = gdb.integer("$pc")
+        gdb.cli("stepi")
+        assert first < gdb.integer("$pc") <= first + 15
+        gdb.cli(f"hbreak *{chain.symbols['chain_leaf']:#x}")
+        assert gdb.run_to_stop()["reason"] == "breakpoint-hit"
+        gdb.cli("delete")
+        assert "first instruction" in gdb.cli("monitor reset")
+        gdb.cli("maintenance flush register-cache")
+        assert gdb.integer("$pc") == first
+        gdb.cli("detach")
+        _session(gdb, server)
+
+
+def test_triple_fault_keeps_the_machine(gdb: GdbSession) -> None:
+    arguments = [str(image("triple").elf), "--accel", "kvm", "--memory", "64M", "-S"]
+    with KvmgdbServer(*arguments, verb="run") as server:
+        gdb.connect(server.address)
+        first = gdb.integer("$pc")
+        stop = gdb.run_to_stop()
+        assert stop["signal-name"] == "SIGQUIT"
+        assert gdb.integer("$rsp") != 0
+        assert gdb.integer("$idtr_limit") == 0
+        # It cannot go on, and says so instead of hanging.
+        gdb.run_to_stop()
+        gdb.cli("monitor reset")
+        gdb.cli("maintenance flush register-cache")
+        assert gdb.integer("$pc") == first
+        gdb.cli("detach")
+        assert "triple fault" in server.printed()
