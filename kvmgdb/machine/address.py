@@ -48,7 +48,7 @@ class SocketAddress:
                 raise UsageError(f"{text!r} names no socket path", "write unix:PATH")
             return cls(path=path)
         match = re.fullmatch(
-            r"(?:tcp:)?(?:(?P<host>\[[0-9a-fA-F:.%\w]+\]|[^:\[\]]*):)?(?P<port>\d{1,5})", text
+            r"(?:tcp:)?(?:(?P<host>\[[0-9a-fA-F:.%\w]+\]|[^:\[\]]*):)?(?P<port>[0-9]{1,5})", text
         )
         if not match or int(match["port"]) > 65535:
             raise UsageError(f"{text!r} is not an address", "write HOST:PORT, :PORT or unix:PATH")

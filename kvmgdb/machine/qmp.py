@@ -119,6 +119,8 @@ class Qmp:
                 return message["return"]
             if "error" in message:
                 error = message["error"]
+                if not isinstance(error, dict):
+                    raise ProtocolError(f"{self.address} refuses {command} with {error!r:.40}")
                 raise QmpError(command, str(error.get("class")), str(error.get("desc")))
 
     def hmp(self, line: str, vcpu: int | None = None, timeout: float | None = None) -> str:
@@ -190,7 +192,7 @@ class Qmp:
         self._scanned = 0
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise ProtocolError(f"{self.address} is not a QMP socket: it sends {line[:40]!r}")
@@ -199,7 +201,8 @@ class Qmp:
     def _note_event(self, message: dict[str, Any]) -> bool:
         if "event" not in message:
             return False
-        self.events.append(QmpEvent(str(message["event"]), message.get("data") or {}))
+        data = message.get("data")
+        self.events.append(QmpEvent(str(message["event"]), data if isinstance(data, dict) else {}))
         return True
 
     def _gone(self) -> TargetGoneError:
