@@ -112,8 +112,7 @@ def _clean_up_once(what: dict[str, Any], resume: bool) -> None:
         # An earlier attempt may have taken the stub down already.
         with contextlib.suppress(TargetGoneError):
             client = StubClient(stub)
-            # QEMU drops all breakpoints when a new debugger asks why it stopped.
-            client.request(b"?")
+            client.drop_breakpoints(client.threads())
             client.request(b"Qqemu.PhyMemMode:0")
             client.close()
         if what["own"]:

@@ -45,7 +45,6 @@ from kvmgdb.machine.stub_client import StubClient
 from kvmgdb.machine.stub_registers import StubRegisters, read_stub_registers
 
 STOP_TIMEOUT = 10.0
-MAX_VCPUS = 4096
 
 _WATCH_KINDS = {
     b"watch": BreakpointKind.WRITE,
@@ -333,7 +332,7 @@ class StubMachine(Machine):
         try:
             self._client = client
             self._last_stop = self._parse_stop(client.request(b"?"))
-            threads = self._list_threads(client)
+            threads = client.threads()
             if not self.vcpus:
                 self.vcpus = [StubVcpu(self, index, name) for index, name in enumerate(threads)]
             else:
@@ -348,25 +347,13 @@ class StubMachine(Machine):
                 self._physical = Memory()
                 self._physical.add_callback(0, 1 << 52, self._read_physical, None)
             if bits.startswith(b"ENABLE="):
+                client.drop_breakpoints(threads)
                 supported = sum(int(bit) for bit in re.findall(rb"=(\d+)", bits)[:8])
                 self.stepping = QemuStepping(self, supported)
         except BaseException:
             self._client = None
             client.close()
             raise
-
-    def _list_threads(self, client: StubClient) -> list[bytes]:
-        names: list[bytes] = []
-        reply = client.request(b"qfThreadInfo")
-        while reply.startswith(b"m") and len(names) <= MAX_VCPUS:
-            names += reply[1:].split(b",")
-            reply = client.request(b"qsThreadInfo")
-        if not names:
-            # A stub without threads has one vCPU, which every name selects.
-            names = [b"0"]
-        if len(names) > MAX_VCPUS:
-            raise ProtocolError(f"the stub at {self.address} lists more than {MAX_VCPUS} vCPUs")
-        return names
 
     def stopped_client(self) -> StubClient:
         """The connection, for requests that need a stopped guest."""

@@ -19,6 +19,7 @@ REQUEST_TIMEOUT = 10.0
 # A stub that announces no PacketSize may have QEMU's old limit.
 DEFAULT_PACKET_SIZE = 1024
 MAX_PACKET = 1 << 20
+MAX_VCPUS = 4096
 # Below the size from which the allocator maps and unmaps memory for each piece.
 _RECEIVE_SIZE = 1 << 15
 
@@ -100,6 +101,27 @@ class StubClient:
             if not reply.startswith(b"O"):
                 return text.decode(errors="replace").replace("\r\n", "\n")
         raise ProtocolError(f"{self.address} answers `{line}` without an end")
+
+    def threads(self) -> list[bytes]:
+        """The stub's names of its threads. Raises ProtocolError where there is no
+        end of them."""
+        names: list[bytes] = []
+        reply = self.request(b"qfThreadInfo")
+        while reply.startswith(b"m") and len(names) <= MAX_VCPUS:
+            names += reply[1:].split(b",")
+            reply = self.request(b"qsThreadInfo")
+        if len(names) > MAX_VCPUS:
+            raise ProtocolError(f"the stub at {self.address} lists more than {MAX_VCPUS} vCPUs")
+        # A stub without threads has one vCPU, which every name selects.
+        return names or [b"0"]
+
+    def drop_breakpoints(self, threads: Sequence[bytes]) -> None:
+        """Removes all breakpoints that a debugger before us has left in a QEMU.
+
+        QEMU drops them when it is asked why it stopped, but those of one vCPU only,
+        the one that ``Hc`` selected (tcg_remove_all_breakpoints, QEMU 7.2).
+        """
+        self.request_all([request for name in threads for request in (b"Hc" + name, b"?")])
 
     def post(self, payload: bytes) -> None:
         """Sends a packet whose reply comes later, or not at all."""
