@@ -62,6 +62,24 @@ def test_cont_is_not_lost_however_it_meets_a_debugger() -> None:
             vmm.wait_state("paused")
 
 
+def test_stops_by_a_debugger_and_by_command_lose_no_io() -> None:
+    image = GUESTS / "io.elf"
+    with Vmm("-m", "64M", image) as vmm, VcpuThread(vmm.pid) as thread:
+        vmm.wait_progress(image)
+        for attempt in range(500):
+            thread.stop()
+            if attempt % 10 == 0:
+                # Parks once the debugger lets it, and comes back to KVM_RUN.
+                assert vmm.command("stop")["state"] == "stopping"
+                thread.resume()
+                vmm.wait_state("stopped")
+                vmm.command("cont")
+            else:
+                thread.resume()
+        vmm.wait_progress(image)
+        assert vmm.value(image, "io_errors") == 0
+
+
 @requires_gdb
 def test_a_stopped_machine_can_be_read_by_its_ioctls_and_goes_on() -> None:
     show = (

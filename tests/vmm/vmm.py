@@ -16,7 +16,7 @@ from typing import Any
 from kvmgdb.demo.process import end, private_directory
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ROOT / "native" / "vmm" / "build" / "kvmgdb-vmm"
+PROGRAM = ROOT / "native" / "vmm" / "build" / "asan" / "kvmgdb-vmm"
 GUESTS = ROOT / "tests" / "guests" / "freestanding" / "build"
 
 # Generous: the machine may emulate, and other tests run beside this one.
