@@ -249,8 +249,10 @@ class Debuggee:
             return
         try:
             self._let_run_if_wanted(debugger)
-        except TargetGoneError as error:
-            self._on_stop(StopEvent(StopReason.EXITED, detail=str(error)))
+        except TargetGoneError:
+            # The machine knows more of its end than what failed here; and the
+            # acknowledgement of this packet goes out before the stop reply.
+            asyncio.get_running_loop().call_soon(self._poll)
         except KvmgdbError:
             member.request = None
             raise
