@@ -240,8 +240,10 @@ class Agent:
 
     def insert(self, kind: str, gva: int, length: int = 1, gpa: int = 0, hva: int = 0) -> None:
         """A breakpoint: SOFTWARE (which needs ``gpa`` and ``hva``), HARDWARE,
-        WRITE or ACCESS. The machine must be stopped."""
-        self._request("INSERT", payload=self._breakpoint(kind, gva, length, gpa, hva))
+        WRITE or ACCESS. The machine must be stopped. A host whose KVM
+        interprets guest code has no ACCESS, and WRITE there steps the guest."""
+        payload = self._breakpoint(kind, gva, length, gpa, hva)
+        self._request("INSERT", payload=payload, doing=f"given a breakpoint ({kind.lower()})")
 
     def remove(self, kind: str, gva: int, length: int = 1, gpa: int = 0, hva: int = 0) -> None:
         self._request("REMOVE", payload=self._breakpoint(kind, gva, length, gpa, hva))
@@ -457,7 +459,7 @@ def _error(agent: Agent, reply: Any, doing: str) -> KvmgdbError:
         ("GONE", TargetGoneError(f"process {pid} has exited")),
         ("INVALID", InvalidRangeError("the agent was asked for something that makes no sense")),
         ("RUNNING", MachineError(f"vCPU {vcpu} is running", "stop it first")),
-        ("UNSUPPORTED", UnsupportedError(f"this host cannot do it: process {pid} not {doing}")),
+        ("UNSUPPORTED", UnsupportedError(f"process {pid} cannot be {doing} on this host")),
         ("NO_FREE", NoFreeBreakpointError(f"all {detail} breakpoints of this kind are in use")),
         ("REFUSED", HostError(f"KVM refused: vCPU {vcpu} not {doing}", os_error)),
         ("NO_RAM", UnsupportedError(f"process {pid} has no memory that could be guest RAM")),

@@ -1,7 +1,8 @@
 #include "attach.h"
+#include "breakpoints.h"
 #include "cleanup.h"
-#include "debug.h"
 #include "discover.h"
+#include "guest_debug.h"
 #include "inject.h"
 #include "perf.h"
 #include "plant.h"
@@ -299,7 +300,8 @@ enum kvmgdb_agent_status session_detach(struct session *session,
   if (status == KVMGDB_AGENT_GONE)
     return KVMGDB_AGENT_OK;
   struct agent_error ignored;
-  debug_clear(session, &ignored);
+  breakpoints_clear(session);
+  guest_debug_clear(session, &ignored);
   restore_valid_regs(session);
   inject_remove_cave(session);
   for (int i = 0; i < session->vcpu_count; i++) {
@@ -347,19 +349,22 @@ void session_recover(struct session *session) {
     inject_remove_cave(session);
     return;
   }
-  bool armed = false;
   for (int i = 0; i < session->vcpu_count; i++) {
     struct vcpu *vcpu = &session->vcpu[i];
-    armed |= session->journal->vcpu[i].guest_debug;
     vcpu->seized = false;
     vcpu->event = false;
     if (!seize_when_free(vcpu))
       vcpu->phase = PHASE_GONE;
   }
   /* A debug exit since then has stopped the whole VMM: its threads stand, and
-   * the exit is intact. They go on under us. */
-  if (armed)
-    kill(session->pid, SIGCONT);
+   * the exit is intact. SIGCONT would take back a SIGSTOP that is still on its
+   * way to another debug exit, so none may be without us before it is sent. */
+  stop_hold(session, now_ns() + detach_ns);
+  for (int i = 0; i < session->vcpu_count; i++)
+    if (session->vcpu[i].group_stop) {
+      kill(session->pid, SIGCONT);
+      break;
+    }
   struct agent_error ignored;
   session_detach(session, &ignored);
 }

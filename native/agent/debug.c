@@ -1,11 +1,12 @@
 #include "debug.h"
-#include "inject.h"
-#include "perf.h"
+#include "breakpoints.h"
+#include "discover.h"
+#include "guest_debug.h"
 #include "plant.h"
-#include "probe.h"
 #include "regs.h"
 #include "stop.h"
 #include "tracee.h"
+#include "watch.h"
 #include <asm/kvm.h>
 #include <errno.h>
 #include <string.h>
@@ -16,7 +17,6 @@
 enum {
   DR6_HITS = 0xf,
   DR6_SINGLE_STEP = 1 << 14,
-  DR7_EXACT = 0x600, /* GE, and the bit that is always set */
   VECTOR_DEBUG = 1,
   VECTOR_BREAKPOINT = 3,
 };
@@ -26,228 +26,11 @@ enum {
 static const uint64_t step_timeout_ns = 500000000;
 static const uint64_t stop_timeout_ns = 2000000000;
 
-/* ---- KVM_SET_GUEST_DEBUG ---------------------------------------------- */
-
-static uint64_t dr7_of(const struct session *session, bool execution) {
-  static const uint8_t lengths[] = {[1] = 0, [2] = 1, [4] = 3, [8] = 2};
-  static const uint8_t types[] = {[KVMGDB_AGENT_HARDWARE] = 0,
-                                  [KVMGDB_AGENT_WRITE] = 1,
-                                  [KVMGDB_AGENT_ACCESS] = 3};
-  uint64_t dr7 = DR7_EXACT;
-  for (int i = 0; i < KVMGDB_AGENT_MAX_HARDWARE; i++) {
-    const struct breakpoint *breakpoint = &session->hardware[i];
-    if (!breakpoint->used ||
-        (!execution && breakpoint->kind == KVMGDB_AGENT_HARDWARE))
-      continue;
-    dr7 |= UINT64_C(2) << (2 * i);
-    dr7 |= (uint64_t)types[breakpoint->kind] << (16 + 4 * i);
-    dr7 |= (uint64_t)lengths[breakpoint->length] << (18 + 4 * i);
-  }
-  return dr7;
-}
-
-/*
- * `flags` are KVM_GUESTDBG_* beyond those that the breakpoints ask for.
- * `execution` false leaves hardware breakpoints out, not watchpoints: the
- * instruction under one is to be executed.
- */
-static enum kvmgdb_agent_status apply(struct session *session,
-                                      struct vcpu *vcpu, uint32_t flags,
-                                      bool execution,
-                                      struct agent_error *error) {
-  struct kvm_guest_debug debug = {.control = flags};
-  if (session->software_count)
-    debug.control |= KVM_GUESTDBG_USE_SW_BP;
-  if (session->hardware_count) {
-    debug.control |= KVM_GUESTDBG_USE_HW_BP;
-    for (int i = 0; i < KVMGDB_AGENT_MAX_HARDWARE; i++)
-      debug.arch.debugreg[i] = session->hardware[i].gva;
-    debug.arch.debugreg[7] = dr7_of(session, execution);
-  }
-  if (debug.control)
-    debug.control |= KVM_GUESTDBG_ENABLE;
-  uint64_t generation = execution ? session->debug_generation : UINT64_MAX;
-  if (debug.control == vcpu->debug_applied &&
-      (!debug.control || generation == vcpu->debug_generation))
-    return KVMGDB_AGENT_OK;
-
-  struct journal_vcpu *journal = &session->journal->vcpu[vcpu->index];
-  if (debug.control) {
-    __atomic_store_n(&journal->guest_debug, 1, __ATOMIC_RELEASE);
-    if (session->perf)
-      perf_enable(vcpu, true);
-  }
-  long result;
-  enum kvmgdb_agent_status status =
-      inject_ioctl(session, vcpu, vcpu->fd, KVM_SET_GUEST_DEBUG, &debug,
-                   sizeof(debug), &result, error);
-  if (status)
-    return status;
-  if (result < 0)
-    return agent_fail(error, KVMGDB_AGENT_REFUSED, (int)-result, vcpu->index,
-                      0);
-  /* Exceptions are handed over once. */
-  vcpu->debug_applied = debug.control & ~(uint32_t)(KVM_GUESTDBG_INJECT_BP |
-                                                    KVM_GUESTDBG_INJECT_DB);
-  vcpu->debug_generation = generation;
-  vcpu->walk = debug.control && !session->perf;
-  if (!debug.control) {
-    if (session->perf)
-      perf_enable(vcpu, false);
-    __atomic_store_n(&journal->guest_debug, 0, __ATOMIC_RELEASE);
-  }
-  return KVMGDB_AGENT_OK;
-}
-
-/* ---- the table of breakpoints ------------------------------------------ */
-
-static enum kvmgdb_agent_status require_stopped(struct session *session,
-                                                struct agent_error *error) {
-  for (int i = 0; i < session->vcpu_count; i++)
-    if (session->vcpu[i].phase != PHASE_PARKED)
-      return agent_fail(error, KVMGDB_AGENT_RUNNING, 0, i, 0);
-  return KVMGDB_AGENT_OK;
-}
-
-static bool is_valid(const struct kvmgdb_agent_breakpoint *breakpoint) {
-  switch (breakpoint->kind) {
-  case KVMGDB_AGENT_SOFTWARE:
-    return breakpoint->hva != 0;
-  case KVMGDB_AGENT_HARDWARE:
-    return breakpoint->length == 1;
-  case KVMGDB_AGENT_WRITE:
-  case KVMGDB_AGENT_ACCESS:
-    return (breakpoint->length == 1 || breakpoint->length == 2 ||
-            breakpoint->length == 4 || breakpoint->length == 8) &&
-           breakpoint->gva % breakpoint->length == 0;
-  }
-  return false;
-}
-
-static bool is_same(const struct breakpoint *have,
-                    const struct kvmgdb_agent_breakpoint *wanted) {
-  if (!have->used || have->kind != wanted->kind)
-    return false;
-  if (wanted->kind == KVMGDB_AGENT_SOFTWARE)
-    return have->hva == wanted->hva;
-  return have->gva == wanted->gva && have->length == wanted->length;
-}
-
-struct table {
-  struct breakpoint *entry;
-  int size;
-  int *count;
-};
-
-/* Tried once; what a host's KVM can do does not change. */
-static bool has_watchpoints(void) {
-  static enum { NOT_TRIED, YES, NO } known = NOT_TRIED;
-  if (known == NOT_TRIED)
-    known = probe_watchpoints() ? YES : NO;
-  return known == YES;
-}
-
-static struct table table_of(struct session *session, uint32_t kind) {
-  if (kind == KVMGDB_AGENT_SOFTWARE)
-    return (struct table){session->software, KVMGDB_AGENT_MAX_BREAKPOINTS,
-                          &session->software_count};
-  return (struct table){session->hardware, KVMGDB_AGENT_MAX_HARDWARE,
-                        &session->hardware_count};
-}
-
-enum kvmgdb_agent_status
-debug_insert(struct session *session,
-             const struct kvmgdb_agent_breakpoint *wanted,
-             struct agent_error *error) {
-  if (!is_valid(wanted))
-    return agent_fail(error, KVMGDB_AGENT_INVALID, 0, -1, 0);
-  enum kvmgdb_agent_status status = require_stopped(session, error);
-  if (status)
-    return status;
-  bool watch =
-      wanted->kind == KVMGDB_AGENT_WRITE || wanted->kind == KVMGDB_AGENT_ACCESS;
-  if (watch && !has_watchpoints())
-    return agent_fail(error, KVMGDB_AGENT_UNSUPPORTED, 0, -1, 0);
-  struct table table = table_of(session, wanted->kind);
-  int place = -1;
-  for (int i = table.size - 1; i >= 0; i--) {
-    if (is_same(&table.entry[i], wanted))
-      return KVMGDB_AGENT_OK;
-    if (!table.entry[i].used)
-      place = i;
-  }
-  if (place < 0)
-    return agent_fail(error, KVMGDB_AGENT_NO_FREE, 0, -1, table.size);
-  if (wanted->kind == KVMGDB_AGENT_SOFTWARE) {
-    status = plant_byte(session, place, wanted->hva, error);
-    if (status)
-      return status;
-  }
-  table.entry[place] = (struct breakpoint){
-      .used = true,
-      .kind = wanted->kind,
-      .length = wanted->length,
-      .gva = wanted->gva,
-      .gpa = wanted->gpa,
-      .hva = wanted->hva,
-  };
-  (*table.count)++;
-  session->debug_generation++;
-  return KVMGDB_AGENT_OK;
-}
-
-enum kvmgdb_agent_status
-debug_remove(struct session *session,
-             const struct kvmgdb_agent_breakpoint *wanted,
-             struct agent_error *error) {
-  enum kvmgdb_agent_status status = require_stopped(session, error);
-  if (status)
-    return status;
-  struct table table = table_of(session, wanted->kind);
-  for (int i = 0; i < table.size; i++) {
-    if (!is_same(&table.entry[i], wanted))
-      continue;
-    if (wanted->kind == KVMGDB_AGENT_SOFTWARE) {
-      status = plant_remove(session, i, error);
-      if (status)
-        return status;
-    }
-    table.entry[i].used = false;
-    (*table.count)--;
-    session->debug_generation++;
-    return KVMGDB_AGENT_OK;
-  }
-  return agent_fail(error, KVMGDB_AGENT_INVALID, 0, -1, 0);
-}
-
 /* ---- what a debug exit means ------------------------------------------- */
 
-/* The software breakpoint at a guest-virtual address, or -1. Another address
- * space may have other code at the same address, and the same code elsewhere:
- * what counts is where the byte lies. */
-static int software_at(struct session *session, struct vcpu *vcpu,
-                       uint64_t gva) {
-  bool candidate = false;
-  for (int i = 0; i < KVMGDB_AGENT_MAX_BREAKPOINTS && !candidate; i++)
-    candidate = session->software[i].used &&
-                ((session->software[i].gpa ^ gva) & 0xfff) == 0;
-  if (!candidate)
-    return -1;
-  struct kvm_translation translation = {.linear_address = gva};
-  struct agent_error ignored;
-  if (regs_ioctl(session, vcpu, KVMGDB_AGENT_TRANSLATE, &translation,
-                 sizeof(translation), &ignored) ||
-      !translation.valid)
-    return -1;
-  for (int i = 0; i < KVMGDB_AGENT_MAX_BREAKPOINTS; i++)
-    if (session->software[i].used &&
-        session->software[i].gpa == translation.physical_address)
-      return i;
-  return -1;
-}
-
 struct meaning {
-  enum kvmgdb_agent_reason reason; /* NONE: the guest's own exception */
+  enum kvmgdb_agent_reason reason; /* NONE: the guest's own exception;
+                                      REQUEST: ours, but nothing to show */
   uint64_t address;
   int64_t detail;
 };
@@ -263,13 +46,13 @@ static struct meaning meaning_of(struct session *session, struct vcpu *vcpu) {
   const struct kvm_debug_exit_arch *debug = &vcpu->event_debug;
   if (vcpu->event_reason == KVM_EXIT_INTERNAL_ERROR) {
     if (vcpu->event_suberror == KVM_INTERNAL_ERROR_EMULATION &&
-        software_at(session, vcpu, pc) >= 0)
+        breakpoints_software_at(session, vcpu, pc) >= 0)
       return (struct meaning){KVMGDB_AGENT_REASON_BREAKPOINT, pc, 0};
     return (struct meaning){KVMGDB_AGENT_REASON_ERROR, pc,
                             vcpu->event_suberror};
   }
   if (debug->exception == VECTOR_BREAKPOINT) {
-    if (software_at(session, vcpu, debug->pc) >= 0)
+    if (breakpoints_software_at(session, vcpu, debug->pc) >= 0)
       return (struct meaning){KVMGDB_AGENT_REASON_BREAKPOINT, debug->pc, 0};
     return (struct meaning){0};
   }
@@ -281,9 +64,22 @@ static struct meaning meaning_of(struct session *session, struct vcpu *vcpu) {
                                   : KVMGDB_AGENT_REASON_WATCH,
                               breakpoint->gva, (int64_t)breakpoint->kind};
   }
-  if (vcpu->stepping && (debug->dr6 & DR6_SINGLE_STEP))
+  if (!(debug->dr6 & DR6_SINGLE_STEP))
+    return (struct meaning){0};
+  if (!vcpu->watch_hit) {
+    const struct breakpoint *changed = watch_changed(session);
+    vcpu->watch_hit = changed ? changed->gva : 0;
+  }
+  if (vcpu->watch_hit) {
+    uint64_t where = vcpu->watch_hit;
+    vcpu->watch_hit = 0;
+    return (struct meaning){KVMGDB_AGENT_REASON_WATCH, where,
+                            KVMGDB_AGENT_WRITE};
+  }
+  if (vcpu->stepping)
     return (struct meaning){KVMGDB_AGENT_REASON_STEP, pc, 0};
-  return (struct meaning){0};
+  return (struct meaning){.reason = vcpu->watching ? KVMGDB_AGENT_REASON_REQUEST
+                                                   : KVMGDB_AGENT_REASON_NONE};
 }
 
 /* The guest executed an `int3` or single-stepped by itself. */
@@ -291,7 +87,8 @@ static enum kvmgdb_agent_status give_to_guest(struct session *session,
                                               struct vcpu *vcpu,
                                               struct agent_error *error) {
   if (vcpu->event_debug.exception == VECTOR_BREAKPOINT)
-    return apply(session, vcpu, KVM_GUESTDBG_INJECT_BP, true, error);
+    return guest_debug_apply(session, vcpu, KVM_GUESTDBG_INJECT_BP, true,
+                             error);
   struct kvm_debugregs registers;
   enum kvmgdb_agent_status status =
       regs_ioctl(session, vcpu, KVMGDB_AGENT_GET_DEBUGREGS, &registers,
@@ -302,7 +99,8 @@ static enum kvmgdb_agent_status give_to_guest(struct session *session,
   status = regs_ioctl(session, vcpu, KVMGDB_AGENT_SET_DEBUGREGS, &registers,
                       sizeof(registers), error);
   return status ? status
-                : apply(session, vcpu, KVM_GUESTDBG_INJECT_DB, true, error);
+                : guest_debug_apply(session, vcpu, KVM_GUESTDBG_INJECT_DB, true,
+                                    error);
 }
 
 /* Shows one parked vCPU; *is_event when it stopped by itself. */
@@ -321,6 +119,8 @@ static enum kvmgdb_agent_status show(struct session *session, struct vcpu *vcpu,
   struct meaning meaning = meaning_of(session, vcpu);
   if (!meaning.reason)
     return give_to_guest(session, vcpu, error);
+  if (meaning.reason == KVMGDB_AGENT_REASON_REQUEST)
+    return KVMGDB_AGENT_OK;
   shown->reason = meaning.reason;
   shown->address = meaning.address;
   shown->detail = meaning.detail;
@@ -330,27 +130,16 @@ static enum kvmgdb_agent_status show(struct session *session, struct vcpu *vcpu,
   return KVMGDB_AGENT_OK;
 }
 
-static bool hardware_at(const struct session *session, uint64_t gva,
-                        bool execution) {
-  for (int i = 0; i < KVMGDB_AGENT_MAX_HARDWARE; i++) {
-    const struct breakpoint *breakpoint = &session->hardware[i];
-    if (breakpoint->used && breakpoint->gva == gva &&
-        (breakpoint->kind == KVMGDB_AGENT_HARDWARE) == execution)
-      return true;
-  }
-  return false;
-}
-
 /* Whether what was hit was removed before anybody saw the hit. */
 static bool is_taken_away(struct session *session, struct vcpu *vcpu,
                           const struct kvmgdb_agent_vcpu *shown) {
   switch (shown->reason) {
   case KVMGDB_AGENT_REASON_BREAKPOINT:
-    return software_at(session, vcpu, shown->address) < 0;
+    return breakpoints_software_at(session, vcpu, shown->address) < 0;
   case KVMGDB_AGENT_REASON_HARDWARE:
   case KVMGDB_AGENT_REASON_WATCH:
-    return !hardware_at(session, shown->address,
-                        shown->reason == KVMGDB_AGENT_REASON_HARDWARE);
+    return !breakpoints_hardware_at(
+        session, shown->address, shown->reason == KVMGDB_AGENT_REASON_HARDWARE);
   }
   return false;
 }
@@ -405,10 +194,86 @@ static void run(struct session *session, struct vcpu *vcpu) {
   stop_release(vcpu);
 }
 
+/*
+ * Those that step for the sake of watchpoints take turns, so that it is known
+ * who changed what. The next one after vCPU `after` that stands gets its turn.
+ */
+static void give_turn(struct session *session, int after) {
+  for (int i = 1; i <= session->vcpu_count; i++) {
+    struct vcpu *vcpu = &session->vcpu[(after + i) % session->vcpu_count];
+    if (vcpu->phase != PHASE_PARKED || !vcpu->watching || !vcpu->let_run ||
+        vcpu->event)
+      continue;
+    run(session, vcpu);
+    return;
+  }
+}
+
+/* Lets everything run that the client has let run. */
+static void run_all(struct session *session) {
+  for (int i = 0; i < session->vcpu_count; i++) {
+    struct vcpu *vcpu = &session->vcpu[i];
+    if (!vcpu->let_run || vcpu->phase != PHASE_PARKED)
+      continue;
+    if (vcpu->watching)
+      regs_publish_running(session, vcpu);
+    else
+      run(session, vcpu);
+  }
+  give_turn(session, -1);
+}
+
+bool debug_takes_turns(const struct session *session) {
+  for (int i = 0; i < session->vcpu_count; i++)
+    if (session->vcpu[i].watching && session->vcpu[i].let_run &&
+        session->vcpu[i].phase == PHASE_PARKED)
+      return true;
+  return false;
+}
+
+/* Whether those that have the turn sleep: a halted vCPU makes no step. */
+static bool turns_sleep(const struct session *session) {
+  for (int i = 0; i < session->vcpu_count; i++) {
+    const struct vcpu *vcpu = &session->vcpu[i];
+    if (vcpu->watching && vcpu->phase != PHASE_PARKED &&
+        !discover_is_asleep(session->pid, vcpu->tid))
+      return false;
+  }
+  return true;
+}
+
+void debug_next_turn(struct session *session) {
+  if (turns_sleep(session))
+    give_turn(session, -1);
+}
+
+/*
+ * A vCPU that steps for the sake of watchpoints has made a step. Most change
+ * nothing: then it goes on, and nobody else is stopped.
+ */
+static bool is_done_quietly(struct session *session, struct vcpu *vcpu) {
+  const struct kvm_debug_exit_arch *debug = &vcpu->event_debug;
+  if (!vcpu->watching || vcpu->event_reason != KVM_EXIT_DEBUG ||
+      debug->exception != VECTOR_DEBUG || (debug->dr6 & DR6_HITS) ||
+      !(debug->dr6 & DR6_SINGLE_STEP))
+    return false;
+  if (vcpu->phase != PHASE_PARKED)
+    return true; /* its news will be back */
+  const struct breakpoint *changed = watch_changed(session);
+  if (changed) {
+    vcpu->watch_hit = changed->gva;
+    return false;
+  }
+  vcpu->event = false;
+  give_turn(session, vcpu->index);
+  return true;
+}
+
 void debug_take_events(struct session *session) {
   bool held = false;
   for (int i = 0; i < session->vcpu_count; i++)
-    held |= session->vcpu[i].event;
+    if (session->vcpu[i].event && !is_done_quietly(session, &session->vcpu[i]))
+      held = true;
   if (!held)
     return;
   struct agent_error error;
@@ -428,9 +293,7 @@ void debug_take_events(struct session *session) {
     }
     return;
   }
-  for (int i = 0; i < session->vcpu_count; i++)
-    if (session->vcpu[i].let_run)
-      run(session, &session->vcpu[i]);
+  run_all(session);
 }
 
 /* ---- resuming ----------------------------------------------------------- */
@@ -463,7 +326,8 @@ static enum kvmgdb_agent_status step_over(struct session *session,
   enum kvmgdb_agent_status status;
   if (software >= 0 && (status = plant_remove(session, software, error)))
     return status;
-  status = apply(session, vcpu, step_flags(session, block_irq), false, error);
+  status = guest_debug_apply(session, vcpu, step_flags(session, block_irq),
+                             false, error);
   if (!status) {
     vcpu->stepping = true;
     uint64_t deadline = now_ns() + step_timeout_ns;
@@ -496,9 +360,9 @@ static enum kvmgdb_agent_status prepare(struct session *session,
     return KVMGDB_AGENT_OK;
   }
   uint64_t pc = program_counter(session, vcpu);
-  int software = software_at(session, vcpu, pc);
+  int software = breakpoints_software_at(session, vcpu, pc);
   enum kvmgdb_agent_status status;
-  if (software >= 0 || hardware_at(session, pc, true)) {
+  if (software >= 0 || breakpoints_hardware_at(session, pc, true)) {
     bool block_irq = action != KVMGDB_AGENT_STEP;
     status = step_over(session, vcpu, software, block_irq, error);
     if (status)
@@ -518,9 +382,11 @@ static enum kvmgdb_agent_status prepare(struct session *session,
     step = false;
   }
   vcpu->stepping = step;
-  uint32_t flags =
-      step ? step_flags(session, action == KVMGDB_AGENT_STEP_BLOCK_IRQ) : 0;
-  return apply(session, vcpu, flags, true, error);
+  vcpu->watching = !step && session->stepped_count;
+  uint32_t flags = 0;
+  if (step || vcpu->watching)
+    flags = step_flags(session, action == KVMGDB_AGENT_STEP_BLOCK_IRQ);
+  return guest_debug_apply(session, vcpu, flags, true, error);
 }
 
 enum kvmgdb_agent_status debug_resume(struct session *session,
@@ -537,6 +403,8 @@ enum kvmgdb_agent_status debug_resume(struct session *session,
     notify(session);
     return KVMGDB_AGENT_OK;
   }
+  while (watch_changed(session))
+    ; /* by the client, or shown already: only what comes now counts */
   bool held = false;
   for (int i = 0; i < session->vcpu_count; i++) {
     struct vcpu *vcpu = &session->vcpu[i];
@@ -552,32 +420,8 @@ enum kvmgdb_agent_status debug_resume(struct session *session,
     notify(session);
     return KVMGDB_AGENT_OK;
   }
-  for (int i = 0; i < session->vcpu_count; i++) {
-    struct vcpu *vcpu = &session->vcpu[i];
-    if (actions[i] && vcpu->phase == PHASE_PARKED) {
-      vcpu->let_run = true;
-      run(session, vcpu);
-    }
-  }
+  for (int i = 0; i < session->vcpu_count; i++)
+    session->vcpu[i].let_run |= actions[i] != KVMGDB_AGENT_STAY;
+  run_all(session);
   return KVMGDB_AGENT_OK;
-}
-
-enum kvmgdb_agent_status debug_clear(struct session *session,
-                                     struct agent_error *error) {
-  plant_remove_all(session);
-  memset(session->software, 0, sizeof(session->software));
-  memset(session->hardware, 0, sizeof(session->hardware));
-  session->software_count = session->hardware_count = 0;
-  session->debug_generation++;
-  enum kvmgdb_agent_status result = KVMGDB_AGENT_OK;
-  for (int i = 0; i < session->vcpu_count; i++) {
-    struct vcpu *vcpu = &session->vcpu[i];
-    if (!session->journal->vcpu[i].guest_debug)
-      continue;
-    vcpu->debug_applied = KVM_GUESTDBG_ENABLE; /* whatever it is: not none */
-    enum kvmgdb_agent_status status = apply(session, vcpu, 0, true, error);
-    if (status)
-      result = status;
-  }
-  return result;
 }

@@ -1,18 +1,8 @@
-/* Breakpoints, watchpoints and single steps, through KVM_SET_GUEST_DEBUG. */
+/* Debug exits: what they mean, and how vCPUs go on from them. */
 #ifndef KVMGDB_AGENT_DEBUG_H
 #define KVMGDB_AGENT_DEBUG_H
 
 #include "session.h"
-
-/* Both need a stopped machine. */
-enum kvmgdb_agent_status
-debug_insert(struct session *session,
-             const struct kvmgdb_agent_breakpoint *breakpoint,
-             struct agent_error *error);
-enum kvmgdb_agent_status
-debug_remove(struct session *session,
-             const struct kvmgdb_agent_breakpoint *breakpoint,
-             struct agent_error *error);
 
 /* Resumes by one enum kvmgdb_agent_action for each vCPU. */
 enum kvmgdb_agent_status debug_resume(struct session *session,
@@ -31,8 +21,11 @@ enum kvmgdb_agent_status debug_show_stop(struct session *session, int *events,
  * if it was an event of the client, else lets it run on. */
 void debug_take_events(struct session *session);
 
-/* Takes back all breakpoints of the guest, whose vCPUs are parked. */
-enum kvmgdb_agent_status debug_clear(struct session *session,
-                                     struct agent_error *error);
+/*
+ * Whether vCPUs wait for their turn (see watch.h). Who has the turn may halt or
+ * wait for another: debug_next_turn() is to be called when nothing happens.
+ */
+bool debug_takes_turns(const struct session *session);
+void debug_next_turn(struct session *session);
 
 #endif

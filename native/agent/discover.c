@@ -134,7 +134,9 @@ static void find_kvm_run(pid_t pid, struct discovery *out) {
   }
 }
 
-bool discover_is_user_thread(pid_t pid, pid_t tid) {
+/* What follows the name in a thread's stat file; false when it has ended. The
+ * name may hold anything, parentheses included: the last one ends it. */
+static bool read_stat(pid_t pid, pid_t tid, char *state, unsigned *flags) {
   char path[64], text[512];
   snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
   scoped_fd fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -142,12 +144,22 @@ bool discover_is_user_thread(pid_t pid, pid_t tid) {
   if (length <= 0)
     return false;
   text[length] = 0;
-  /* The name may hold anything, parentheses included: start at the last. */
   char *end = strrchr(text, ')');
+  return end &&
+         sscanf(end + 1, " %c %*d %*d %*d %*d %*d %u", state, flags) == 2;
+}
+
+bool discover_is_user_thread(pid_t pid, pid_t tid) {
+  char state;
   unsigned flags;
-  if (!end || sscanf(end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) != 1)
-    return false;
-  return !(flags & (FLAG_IO_WORKER | FLAG_USER_WORKER | FLAG_KERNEL_THREAD));
+  return read_stat(pid, tid, &state, &flags) &&
+         !(flags & (FLAG_IO_WORKER | FLAG_USER_WORKER | FLAG_KERNEL_THREAD));
+}
+
+bool discover_is_asleep(pid_t pid, pid_t tid) {
+  char state;
+  unsigned flags;
+  return read_stat(pid, tid, &state, &flags) && state == 'S';
 }
 
 /* KVM's own record of which thread last ran a vCPU. */

@@ -20,6 +20,9 @@ enum kvmgdb_agent_status discover(pid_t pid, struct discovery *out,
 /* Threads that may run a vCPU: not those of the kernel's own. */
 bool discover_is_user_thread(pid_t pid, pid_t tid);
 
+/* Whether a thread sleeps: it waits for something, also in KVM_RUN. */
+bool discover_is_asleep(pid_t pid, pid_t tid);
+
 /* Notes `tid` for the vCPU whose KVM_RUN it sleeps in, if it does. */
 void discover_thread(struct discovery *out, pid_t tid);
 

@@ -99,3 +99,9 @@ enum kvmgdb_agent_status memory_slots_find(struct session *session,
     add_descriptor(session, list, &list->region[i]);
   return KVMGDB_AGENT_OK;
 }
+
+void memory_slots_close(struct region_list *list) {
+  for (int i = 0; i < list->descriptor_count; i++)
+    close(list->descriptor[i]);
+  list->descriptor_count = 0;
+}

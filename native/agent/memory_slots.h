@@ -13,10 +13,14 @@ struct region_list {
 
 /*
  * Reads the regions anew. The machine must be stopped for any of them to be
- * verified. The caller closes the descriptors.
+ * verified. memory_slots_close()
+ * is the caller's to call.
  */
 enum kvmgdb_agent_status memory_slots_find(struct session *session,
                                            struct region_list *list,
                                            struct agent_error *error);
+
+/* Closes the descriptors of the list. */
+void memory_slots_close(struct region_list *list);
 
 #endif

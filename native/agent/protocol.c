@@ -1,5 +1,6 @@
 #include "protocol.h"
 #include "attach.h"
+#include "breakpoints.h"
 #include "cleanup.h"
 #include "debug.h"
 #include "discover.h"
@@ -19,6 +20,8 @@ __asm__(".section .rodata\n"
         ".previous\n");
 extern const char declarations[], declarations_end[];
 
+/* One step takes a fraction of it. */
+static const int turn_ms = 2;
 static const uint64_t default_timeout_ns = 5000000000;
 
 struct client {
@@ -137,8 +140,8 @@ static enum kvmgdb_agent_status on_breakpoint(struct client *client,
   memcpy(&breakpoint, client->payload, sizeof(breakpoint));
   client->length = 0;
   return command == KVMGDB_AGENT_INSERT
-             ? debug_insert(&client->session, &breakpoint, error)
-             : debug_remove(&client->session, &breakpoint, error);
+             ? breakpoints_insert(&client->session, &breakpoint, error)
+             : breakpoints_remove(&client->session, &breakpoint, error);
 }
 
 static enum kvmgdb_agent_status on_ioctl(struct client *client, int vcpu,
@@ -286,8 +289,12 @@ static void serve(struct client *client) {
         {attached && !client->session.gone ? client->session.pid_fd : -1,
          POLLIN, 0},
     };
-    if (poll(sources, 3, -1) < 0 && errno != EINTR)
+    bool turns = attached && debug_takes_turns(&client->session);
+    int ready = poll(sources, 3, turns ? turn_ms : -1);
+    if (ready < 0 && errno != EINTR)
       break;
+    if (!ready)
+      debug_next_turn(&client->session);
     if (sources[1].revents) {
       char drained[1024];
       ssize_t length = read(client->child_fd, drained, sizeof(drained));

@@ -101,8 +101,10 @@ struct vcpu {
   uint32_t event_suberror;
   struct kvm_debug_exit_arch event_debug;
   bool stepping;
-  bool unshown; /* an event that has not been the focus yet */
-  bool let_run; /* the client has resumed it */
+  uint64_t watch_hit; /* GVA that its step changed, not yet shown; or 0 */
+  bool watching;      /* it steps for the sake of watchpoints */
+  bool unshown;       /* an event that has not been the focus yet */
+  bool let_run;       /* the client has resumed it */
 };
 
 struct breakpoint {
@@ -112,6 +114,7 @@ struct breakpoint {
   uint64_t gva;
   uint64_t gpa;
   uint64_t hva;
+  uint64_t value; /* STEPPED: what was there when it was last looked at */
 };
 
 struct session {
@@ -132,8 +135,10 @@ struct session {
 
   struct breakpoint software[KVMGDB_AGENT_MAX_BREAKPOINTS];
   struct breakpoint hardware[KVMGDB_AGENT_MAX_HARDWARE];
+  struct breakpoint stepped[KVMGDB_AGENT_MAX_HARDWARE]; /* see watch.h */
   int software_count;
   int hardware_count;
+  int stepped_count;
   uint64_t debug_generation;
   bool perf; /* debug exits are caught by a perf event */
   bool gone;

@@ -399,9 +399,7 @@ static void let_all_go(struct session *session, int which) {
   }
 }
 
-enum kvmgdb_agent_status stop_vcpus(struct session *session, int which,
-                                    uint64_t deadline,
-                                    struct agent_error *error) {
+static void interrupt(struct session *session, int which) {
   for (int i = 0; i < session->vcpu_count; i++) {
     struct vcpu *vcpu = &session->vcpu[i];
     if (!is_wanted(vcpu, which))
@@ -412,6 +410,29 @@ enum kvmgdb_agent_status stop_vcpus(struct session *session, int which,
       tracee_interrupt(vcpu->tid);
     }
   }
+}
+
+static bool is_held(const struct vcpu *vcpu) {
+  return !vcpu->seized || vcpu->group_stop || vcpu->phase == PHASE_PARKED ||
+         vcpu->phase == PHASE_WALKING || vcpu->phase == PHASE_GONE;
+}
+
+void stop_hold(struct session *session, uint64_t deadline) {
+  interrupt(session, KVMGDB_AGENT_ALL);
+  for (;;) {
+    stop_take_news(session);
+    bool held = true;
+    for (int i = 0; i < session->vcpu_count; i++)
+      held &= is_held(&session->vcpu[i]);
+    if (held || !tracee_sleep(deadline))
+      return;
+  }
+}
+
+enum kvmgdb_agent_status stop_vcpus(struct session *session, int which,
+                                    uint64_t deadline,
+                                    struct agent_error *error) {
+  interrupt(session, which);
   uint64_t look_at = now_ns() + look_again_ns;
   for (;;) {
     stop_take_news(session);

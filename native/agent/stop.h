@@ -17,6 +17,10 @@ enum kvmgdb_agent_status stop_vcpus(struct session *session, int which,
                                     uint64_t deadline,
                                     struct agent_error *error);
 
+/* Gets every vCPU to where no exit of KVM passes us by: parked, on its way from
+ * system call to system call, or stopped with the whole VMM. */
+void stop_hold(struct session *session, uint64_t deadline);
+
 /* Lets a parked vCPU run on. */
 void stop_release(struct vcpu *vcpu);
 

@@ -22,6 +22,9 @@ def main() -> None:
         agent.resume()
     if state == "at_breakpoint":
         wait(agent)
+    if state == "watching":
+        agent.insert("WRITE", gva & ~7, 8)  # code, which nobody writes
+        agent.resume()
     print(agent.process.pid, flush=True)
     while state in ("armed", "stepping", "sampling"):
         if state == "sampling":

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kvmgdb.errors import NoFreeBreakpointError, UnsupportedError
+from kvmgdb.errors import NoFreeBreakpointError
 from kvmgdb.machine.agent import Agent
 from tests.agent.footprint import Footprint
 from tests.agent.vm import COMPUTE, INT3, Vm, wait_until
@@ -99,19 +99,34 @@ def test_hardware_breakpoint(vm: Vm) -> None:
         vm.assert_history()
 
 
-def test_watchpoints_all_four(vm: Vm) -> None:
+def test_there_are_four_hardware_breakpoints(start: Start) -> None:
+    vm = start(1)
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        agent.stop()
+        names = ("outer", "middle", "inner", "inner_store")
+        for name in names:
+            agent.insert("HARDWARE", vm.symbols[name])
+        with pytest.raises(NoFreeBreakpointError):
+            agent.insert("HARDWARE", vm.symbols["main_loop"])
+        places = set()
+        for _ in range(8):
+            agent.resume()
+            assert wait_event(agent) == 0
+            assert reason(agent, 0) == "HARDWARE"
+            places.add(agent.registers(0)["rip"])
+        assert places == {vm.symbols[name] for name in names}
+        agent.detach()
+    vm.assert_progress()
+
+
+def test_watchpoint(vm: Vm) -> None:
+    """By debug registers, or where KVM interprets guest code by stepping."""
     cell = vm.symbols["counter"]
     with Agent(vm.pid) as agent:
         agent.attach()
         agent.stop()
-        try:
-            agent.insert("WRITE", cell, 8)
-        except UnsupportedError:
-            pytest.skip("this host's KVM interprets guest code: it watches no data")
-        for other in ("main_loop", "outer", "middle"):
-            agent.insert("HARDWARE", vm.symbols[other] + 0x1000)
-        with pytest.raises(NoFreeBreakpointError):
-            agent.insert("HARDWARE", vm.symbols["inner"])
+        agent.insert("WRITE", cell, 8)
         for _ in range(5):
             agent.resume()
             vcpu = wait_event(agent)
@@ -121,6 +136,31 @@ def test_watchpoints_all_four(vm: Vm) -> None:
             # the instruction after the store
             assert vm.symbols["inner_store"] < agent.registers(0)["rip"] < vm.symbols["inner_end"]
             assert agent.registers(0)["rax"] == vm.quad("counter")
+        agent.remove("WRITE", cell, 8)
+        agent.resume()
+        vm.assert_progress()
+        agent.stop()
+        vm.assert_history()
+        agent.detach()
+    vm.assert_progress()
+
+
+def test_watchpoint_and_breakpoint_together(start: Start) -> None:
+    vm = start(1)
+    cell = vm.symbols["counter"]
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        agent.stop()
+        agent.insert("WRITE", cell, 8)
+        place = software(agent, vm, "inner_add")
+        seen = []
+        for _ in range(6):
+            agent.resume()
+            wait_event(agent)
+            seen.append(reason(agent, 0))
+            assert seen[-1] == "WATCH" or agent.registers(0)["rip"] == place
+            agent.stop()  # a stop of a stopped machine changes nothing
+        assert seen in (["BREAKPOINT", "WATCH"] * 3, ["WATCH", "BREAKPOINT"] * 3)
         agent.detach()
     vm.assert_progress()
 

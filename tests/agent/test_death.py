@@ -21,7 +21,7 @@ from tests.support.require import requires
 pytestmark = requires("kvm", "cc")
 Start = Callable[..., Vm]
 
-STATES = ("idle", "stopped", "armed", "at_breakpoint", "stepping", "sampling")
+STATES = ("idle", "stopped", "armed", "at_breakpoint", "stepping", "watching", "sampling")
 
 
 @pytest.fixture(
