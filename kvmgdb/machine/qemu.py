@@ -468,8 +468,12 @@ class QemuMachine(StubMachine):
         return event
 
     def _gone(self, detail: str) -> StopEvent | None:
-        with contextlib.suppress(KvmgdbError):
+        try:
             self._qmp.poll()
+        except TargetGoneError:
+            detail = "QEMU has exited"
+        except KvmgdbError:
+            pass
         self._take_events()
         event = super()._gone(self._exit_detail or detail)
         self._qmp.close()

@@ -134,20 +134,23 @@ class Qmp:
 
     def poll(self) -> None:
         """Moves events that have arrived into :attr:`events`, without waiting.
-        Raises TargetGoneError when QEMU has closed the connection."""
-        while not self._closed:
+        Raises TargetGoneError when QEMU has closed the connection; what it said
+        before that is in :attr:`events`, too."""
+        ended = False
+        while not self._closed and not ended:
             self._socket.setblocking(False)
             try:
                 piece = self._socket.recv(65536)
             except BlockingIOError:
                 break
             except OSError:
-                raise self._gone() from None
-            if not piece:
-                raise self._gone()
+                piece = b""
+            ended = not piece
             self._append(piece)
         while (message := self._take_line()) is not None:
             self._note_event(message)
+        if ended:
+            raise self._gone()
 
     def close(self) -> None:
         self._closed = True
