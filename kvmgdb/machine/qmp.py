@@ -186,9 +186,8 @@ class Qmp:
             raise ProtocolError(f"{self.address} sends a line of more than {MAX_LINE} bytes")
 
     def _take_line(self) -> dict[str, Any] | None:
-        end = self._buffer.find(b"\n", self._scanned)
+        end = self._message_end()
         if end < 0:
-            self._scanned = len(self._buffer)
             return None
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
@@ -200,6 +199,18 @@ class Qmp:
         if not isinstance(message, dict):
             raise ProtocolError(f"{self.address} is not a QMP socket: it sends {line[:40]!r}")
         return message
+
+    def _message_end(self) -> int:
+        """Where the first message ends, or -1 where it is not whole. That of a
+        monitor with ``pretty=on`` ends with a brace at the start of a line."""
+        end = self._buffer.find(b"\n", self._scanned)
+        if end < 0:
+            self._scanned = len(self._buffer)
+            return -1
+        if self._buffer[:end].rstrip() != b"{":
+            return end
+        brace = self._buffer.find(b"\n}", end)
+        return -1 if brace < 0 else self._buffer.find(b"\n", brace + 1)
 
     def _note_event(self, message: dict[str, Any]) -> bool:
         if "event" not in message:

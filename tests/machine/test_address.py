@@ -54,7 +54,7 @@ def test_addresses(text: str, address: SocketAddress) -> None:
         "unix:",
         "unix:\x00",
         "::1:80",
-        "host:１２",
+        "host:\uff11\uff12",
         "a\x00b:1",
     ],
 )
@@ -85,10 +85,9 @@ def test_a_full_backlog(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(0)
-        clients = []
+        clients: list[socket.socket] = []
         with pytest.raises(TargetTimeoutError):
-            for _ in range(10):
-                clients.append(SocketAddress(path=path).connect(0.2))
+            clients += [SocketAddress(path=path).connect(0.2) for _ in range(10)]
         for client in clients:
             client.close()
 
