@@ -254,9 +254,11 @@ bool machine_cont(struct machine *machine, struct vmm_error *error) {
 
 void machine_stop(struct machine *machine) {
   lock(machine);
-  /* Before its first instruction it stands still already. */
+  /* Before its first instruction it stands still already, and stays so. */
   if (machine->goal == GOAL_RUN)
-    machine->goal = machine->reset_pending ? GOAL_HOLD : GOAL_STOP;
+    machine->goal = machine->reset_pending || machine->vcpus[0].held
+                        ? GOAL_HOLD
+                        : GOAL_STOP;
   unlock_changed(machine);
 }
 

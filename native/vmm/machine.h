@@ -41,7 +41,7 @@ struct machine {
   unsigned vcpu_count;
   struct vcpu *vcpus;
 
-  pthread_mutex_t lock; /* guards all below, and vcpu.parked */
+  pthread_mutex_t lock; /* guards all below, vcpu.parked, vcpu.held */
   pthread_cond_t may_run;
   enum machine_goal goal;
   bool reset_pending;

@@ -22,8 +22,8 @@ struct vcpu {
   struct kvm_run *run;
   struct vcpu_power_up *power_up;
   pthread_t thread;
-  bool parked; /* stands still in user space; guarded by machine->lock */
-  bool held;   /* stands still inside KVM_RUN; see run.c */
+  bool parked; /* stands still in user space */
+  bool held;   /* stands still inside KVM_RUN; both: see run.c */
 };
 
 /* Creates vCPU `index` of the `count` in `vm_fd`. */

@@ -40,6 +40,22 @@ def test_paused_it_stands_on_the_first_instruction_inside_kvm_run() -> None:
         vmm.wait_progress(CHAIN, 0)
 
 
+def test_a_machine_that_was_released_but_never_ran_can_be_paused_again() -> None:
+    """What a debugger does that took the machine over and leaves it untouched."""
+    with Vmm("-m", "64M", "-S", CHAIN) as vmm:
+        before = vmm.memory(0, 0x200000)
+        with VcpuThread(vmm.pid) as thread:
+            thread.stop()
+            vmm.command("cont")
+            assert vmm.command("stop")["state"] == "paused"
+        time.sleep(0.2)
+        assert vmm.state() == "paused"
+        assert vmm.memory(0, 0x200000) == before
+        with VcpuThread(vmm.pid):
+            vmm.command("cont")
+        vmm.wait_progress(CHAIN)
+
+
 def test_cont_is_not_lost_however_it_meets_a_debugger() -> None:
     """The kick may come before, while or after the thread is stopped and rewound."""
     with (
