@@ -28,7 +28,7 @@ def test_what_it_tells(gdb_path: str, guest: WatchedGuest, server: KvmgdbServer)
     text = output.text
     for command in ("info", "translate", "debuggers", "disconnect", "reset", "vmm", "quit"):
         assert re.search(rf"^{command}\b.*  \w", text, re.MULTILINE), command
-    assert re.search(r"^machine +kvmgdb-watched$", text, re.MULTILINE)
+    assert re.search(rf"^machine +{guest.name}$", text, re.MULTILINE)
     assert re.search(rf"^pid +{guest.pid}$", text, re.MULTILINE)
     assert re.search(r"^accelerator +tcg$", text, re.MULTILINE)
     assert re.search(r"^0x000000100000-0x00000fffffff +255 MiB  ram", text, re.MULTILINE)
@@ -72,7 +72,7 @@ def test_kvm_commands(connected: GdbSession, guest: WatchedGuest, hot: int, tmp_
     thread = gdb.value("$_thread")
     gdb.cli(f"source {ROOT}/gdb-scripts/kvmgdb-gdb.py")
     assert "kvm translate" in gdb.cli("kvm")
-    assert "kvmgdb-watched" in gdb.cli("kvm info")
+    assert guest.name in gdb.cli("kvm info")
     translated = gdb.cli("kvm translate $pc")
     assert f"GVA {hot:#x} -> GPA {guest.hmp(f'gva2gpa {hot:#x}').split()[1]}" in translated
     vcpus = gdb.cli("kvm vcpus")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from tests.support.qemu import TCG, Qemu
 from tests.support.require import demand
 from tests.support.served import WatchedGuest
+
+# The name of the machine of the fixture ``firmware``, no other session's.
+FIRMWARE = f"kvmgdb-firmware-{os.getpid()}"
 
 
 @pytest.fixture
@@ -21,5 +25,5 @@ def hot(guest: WatchedGuest) -> int:
 def firmware() -> Iterator[Qemu]:
     """A machine of its own without a disk, running: its firmware waits for one."""
     demand(["qemu"])
-    with Qemu(*TCG, "-m", "32M", "-name", "kvmgdb-firmware") as qemu:
+    with Qemu(*TCG, "-m", "32M", "-name", FIRMWARE) as qemu:
         yield qemu

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from tests.server.conftest import FIRMWARE
 from tests.support.gdb import GdbSession
 from tests.support.polling import wait_for
 from tests.support.qemu import TCG, Qemu
@@ -43,7 +44,7 @@ def test_while_nobody_is_connected(firmware: Qemu, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["killed", "quit"])
 def test_while_it_is_stopped(firmware: Qemu, how: str) -> None:
-    with KvmgdbServer("kvmgdb-firmware") as server, RawClient(server.address) as client:
+    with KvmgdbServer(FIRMWARE) as server, RawClient(server.address) as client:
         assert client.request(b"?").startswith(b"T05")
         _end(firmware, how)
         server.wait_printed("the virtual machine is gone: ")
@@ -55,7 +56,7 @@ def test_while_it_is_stopped(firmware: Qemu, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["killed", "quit"])
 def test_while_gdb_waits(gdb: GdbSession, firmware: Qemu, how: str) -> None:
-    with KvmgdbServer("kvmgdb-firmware") as server:
+    with KvmgdbServer(FIRMWARE) as server:
         gdb.connect(server.address)
         gdb.resume()
         wait_for("it runs", lambda: "lets the guest run" in _debuggers(server))
@@ -74,7 +75,7 @@ def _debuggers(server: KvmgdbServer) -> str:
 
 def test_two_debuggers_are_told(firmware: Qemu) -> None:
     with (
-        KvmgdbServer("kvmgdb-firmware") as server,
+        KvmgdbServer(FIRMWARE) as server,
         RawClient(server.address) as waiting,
         RawClient(server.address) as holding,
     ):
@@ -88,12 +89,12 @@ def test_two_debuggers_are_told(firmware: Qemu) -> None:
 
 
 def test_a_machine_of_that_name_comes_back(gdb: GdbSession, firmware: Qemu) -> None:
-    with KvmgdbServer("kvmgdb-firmware") as server:
+    with KvmgdbServer(FIRMWARE) as server:
         gdb.connect(server.address)
         gdb.resume()
         _end(firmware, "killed")
         gdb.wait_stop()
-        with Qemu(*TCG, "-m", "48M", "-name", "kvmgdb-firmware", "-S") as again:
+        with Qemu(*TCG, "-m", "48M", "-name", FIRMWARE, "-S") as again:
             gdb.connect(server.address)
             assert gdb.integer("$rip") == 0xFFF0
             assert f"{again.pid}" in gdb.cli("monitor info")
@@ -102,7 +103,7 @@ def test_a_machine_of_that_name_comes_back(gdb: GdbSession, firmware: Qemu) -> N
 
 def test_guest_that_shuts_down(firmware: Qemu) -> None:
     """QEMU ends with its guest; a debugger that waits is told."""
-    with KvmgdbServer("kvmgdb-firmware") as server, RawClient(server.address) as client:
+    with KvmgdbServer(FIRMWARE) as server, RawClient(server.address) as client:
         client.request(b"?")
         client.send(frame(b"vCont;c"))
         # The monitor is the server's: a second way in is QEMU's signal handler,

@@ -6,6 +6,7 @@ compared with what a debugger is told.
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ class _Shared:
 
     def get(self) -> WatchedGuest:
         if self._guest is None:
-            self._guest = WatchedGuest(self._kernel, "kvmgdb-watched")
+            self._guest = WatchedGuest(self._kernel, f"kvmgdb-watched-{os.getpid()}")
             self._guest.linux.wait_ready()
         return self._guest
 
