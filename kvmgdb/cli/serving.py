@@ -25,7 +25,9 @@ def describe(info: MachineInfo) -> str:
     """One line about a machine."""
     name = f" {info.name}" if info.name else ""
     pid = f" (PID {info.pid})" if info.pid is not None else ""
-    ram = sum(region.size for region in info.regions if not region.read_only)
+    # Firmware makes parts of RAM read-only: they count, a flash chip does not.
+    writable = {region.name for region in info.regions if not region.read_only}
+    ram = sum(region.size for region in info.regions if region.name in writable)
     memory = f", {ram >> 20} MiB" if ram else ""
     accelerator = f", {info.accelerator}" if info.accelerator != "unknown" else ""
     plural = "" if info.vcpus == 1 else "s"

@@ -203,14 +203,16 @@ class QemuMachine(StubMachine):
                 f"{self.address} is not visible from here"
             )
             return
-        memory_map = QemuMemoryMap(self._qmp, self.pid)
+        memory_map: QemuMemoryMap | None = None
         try:
+            memory_map = QemuMemoryMap(self._qmp, self.pid)
             memory_map.refresh()
             if not memory_map.regions:
                 raise AccessDeniedError(f"no RAM of PID {self.pid} can be reached")
             memory_map.memory.read(memory_map.regions[0].gpa, 1)
         except (OSError, KvmgdbError) as error:
-            memory_map.close()
+            if memory_map is not None:
+                memory_map.close()
             if isinstance(error, TargetGoneError | TargetTimeoutError):
                 raise
             self.notes.append(
