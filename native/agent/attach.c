@@ -303,7 +303,8 @@ enum kvmgdb_agent_status session_detach(struct session *session,
   breakpoints_clear(session);
   guest_debug_clear(session, &ignored);
   restore_valid_regs(session);
-  inject_remove_cave(session);
+  if (!status) /* else a thread might still be in it, sent there by the dead */
+    inject_remove_cave(session);
   for (int i = 0; i < session->vcpu_count; i++) {
     struct vcpu *vcpu = &session->vcpu[i];
     stop_restore_immediate_exit(session, vcpu);

@@ -86,9 +86,11 @@ static struct meaning meaning_of(struct session *session, struct vcpu *vcpu) {
 static enum kvmgdb_agent_status give_to_guest(struct session *session,
                                               struct vcpu *vcpu,
                                               struct agent_error *error) {
+  uint32_t flags =
+      vcpu->debug_applied & (KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ);
   if (vcpu->event_debug.exception == VECTOR_BREAKPOINT)
-    return guest_debug_apply(session, vcpu, KVM_GUESTDBG_INJECT_BP, true,
-                             error);
+    return guest_debug_apply(session, vcpu, flags | KVM_GUESTDBG_INJECT_BP,
+                             true, error);
   struct kvm_debugregs registers;
   enum kvmgdb_agent_status status =
       regs_ioctl(session, vcpu, KVMGDB_AGENT_GET_DEBUGREGS, &registers,
@@ -98,9 +100,10 @@ static enum kvmgdb_agent_status give_to_guest(struct session *session,
   registers.dr6 |= vcpu->event_debug.dr6 & (DR6_HITS | DR6_SINGLE_STEP);
   status = regs_ioctl(session, vcpu, KVMGDB_AGENT_SET_DEBUGREGS, &registers,
                       sizeof(registers), error);
-  return status ? status
-                : guest_debug_apply(session, vcpu, KVM_GUESTDBG_INJECT_DB, true,
-                                    error);
+  return status
+             ? status
+             : guest_debug_apply(session, vcpu, flags | KVM_GUESTDBG_INJECT_DB,
+                                 true, error);
 }
 
 /* Shows one parked vCPU; *is_event when it stopped by itself. */
@@ -300,7 +303,7 @@ void debug_take_events(struct session *session) {
 
 /* An internal error was held back to be shown: now the VMM gets it. */
 static void give_to_vmm(struct vcpu *vcpu) {
-  vcpu->parked.rip = vcpu->parked.rip + 2; /* past the syscall instruction */
+  vcpu->parked.rip += SYSCALL_INSTRUCTION_SIZE;
   vcpu->parked.rax = 0;
   vcpu->run->exit_reason = vcpu->event_reason;
   vcpu->at_kvm_run = false;
@@ -315,9 +318,8 @@ static uint32_t step_flags(const struct session *session, bool block_irq) {
 }
 
 /*
- * Executes the one instruction under a breakpoint while all others stand.
- * `*moved` is false when it did not come to an end in time (hlt): the vCPU is
- * parked all the same.
+ * Executes the one instruction under a breakpoint while all others stand. The
+ * vCPU is parked afterwards, also when it did not come to an end (hlt).
  */
 static enum kvmgdb_agent_status step_over(struct session *session,
                                           struct vcpu *vcpu, int software,
@@ -376,10 +378,14 @@ static enum kvmgdb_agent_status prepare(struct session *session,
       vcpu->unshown = false;
     }
     vcpu->stepping = false;
-    *held = is_event || step;
-    if (*held)
+    if (step && !is_event) { /* it waits: this is as far as a step goes */
+      session->shared->vcpu[vcpu->index].reason = KVMGDB_AGENT_REASON_STEP;
+      vcpu->unshown = true;
+    }
+    if (is_event || step) {
+      *held = true;
       return KVMGDB_AGENT_OK;
-    step = false;
+    }
   }
   vcpu->stepping = step;
   vcpu->watching = !step && session->stepped_count;

@@ -78,9 +78,7 @@ struct vcpu {
   int fd; /* in the VMM */
   pid_t tid;
   uint32_t seccomp;
-  uint64_t kvm_run_hva;
   struct kvm_run *run; /* our mapping of the same page */
-  size_t run_size;
 
   enum phase phase;
   bool seized;

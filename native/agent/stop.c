@@ -7,15 +7,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { SYSCALL_INSTRUCTION_SIZE = 2 };
-
 /* How often a vCPU that waits outside KVM_RUN is looked at again. */
 static const uint64_t look_again_ns = 5000000;
 /* A KVM_RUN with immediate_exit set only completes what is pending. */
 static const uint64_t complete_ns = 1000000000;
 
-bool stop_in_kvm_run(const struct session *session, const struct vcpu *vcpu,
-                     const struct user_regs_struct *registers) {
+/* Whether these registers show KVM_RUN on this vCPU, entered or returned. */
+static bool is_in_kvm_run(const struct session *session,
+                          const struct vcpu *vcpu,
+                          const struct user_regs_struct *registers) {
   if (registers->orig_rax != SYS_ioctl || registers->rsi != KVM_RUN)
     return false;
   return registers->rdi == (uint64_t)vcpu->fd ||
@@ -23,13 +23,16 @@ bool stop_in_kvm_run(const struct session *session, const struct vcpu *vcpu,
                  (unsigned long)vcpu->fd, registers->rdi) == 0;
 }
 
-bool stop_is_debug_exit(const struct session *session, const struct vcpu *vcpu,
-                        const struct user_regs_struct *registers) {
+/* Whether the VMM is about to see a debug exit (or an emulation failure that
+ * may be one) in these registers, which is then held back. */
+static bool is_debug_exit(const struct session *session,
+                          const struct vcpu *vcpu,
+                          const struct user_regs_struct *registers) {
   if (!session->journal->vcpu[vcpu->index].guest_debug || registers->rax)
     return false;
   uint32_t reason = vcpu->run->exit_reason;
   return (reason == KVM_EXIT_DEBUG || reason == KVM_EXIT_INTERNAL_ERROR) &&
-         stop_in_kvm_run(session, vcpu, registers);
+         is_in_kvm_run(session, vcpu, registers);
 }
 
 /*
@@ -153,6 +156,12 @@ static void walk_on(struct vcpu *vcpu) {
   tracee_resume(vcpu->tid, PTRACE_SYSCALL, 0);
 }
 
+/* An agent that died may have left a thread there, and the code is to go. */
+static bool in_trampoline(const struct session *session, uint64_t rip) {
+  uint64_t cave = session->journal->cave;
+  return cave && rip >= cave && rip - cave < CAVE_SIZE;
+}
+
 /*
  * At an event-stop: park here if this is a place to stand, else walk. One that
  * is settled may stand `anywhere`: where KVM_RUN is entered again is better
@@ -167,15 +176,16 @@ static void park_or_walk(struct session *session, struct vcpu *vcpu,
   }
   if (tracee_get_registers(vcpu->tid, &registers))
     return;
-  if (stop_is_debug_exit(session, vcpu, &registers)) {
+  if (is_debug_exit(session, vcpu, &registers)) {
     hold_debug_exit(session, vcpu, &registers);
     vcpu->phase = PHASE_PARKED;
   } else if ((int64_t)registers.rax == -EINTR &&
-             stop_in_kvm_run(session, vcpu, &registers) &&
+             is_in_kvm_run(session, vcpu, &registers) &&
              has_syscall_before(session, vcpu, registers.rip)) {
     set_parked(session, vcpu, registers, true);
     vcpu->phase = PHASE_PARKED;
-  } else if ((anywhere || tracee_in_wait(&registers)) && is_settled(vcpu)) {
+  } else if ((anywhere || tracee_in_wait(&registers)) && is_settled(vcpu) &&
+             !in_trampoline(session, registers.rip)) {
     set_parked(session, vcpu, registers, false);
     vcpu->phase = PHASE_PARKED;
   } else {
@@ -208,7 +218,7 @@ static void on_signal(struct session *session, struct vcpu *vcpu, int signal) {
      * may have been taken at an earlier stop already. */
     struct user_regs_struct registers;
     if (!vcpu->event && !tracee_get_registers(vcpu->tid, &registers) &&
-        stop_is_debug_exit(session, vcpu, &registers)) {
+        is_debug_exit(session, vcpu, &registers)) {
       hold_debug_exit(session, vcpu, &registers);
       go_to_event_stop(vcpu);
       return;
@@ -240,7 +250,7 @@ static void on_completed(struct session *session, struct vcpu *vcpu) {
   stop_restore_signals(session, vcpu);
   if (tracee_get_registers(vcpu->tid, &registers))
     return;
-  if (stop_is_debug_exit(session, vcpu, &registers)) {
+  if (is_debug_exit(session, vcpu, &registers)) {
     hold_debug_exit(session, vcpu, &registers);
     go_to_event_stop(vcpu);
   } else if ((int64_t)registers.rax == -EINTR &&
@@ -261,7 +271,7 @@ static void on_syscall(struct session *session, struct vcpu *vcpu) {
   if (tracee_get_registers(vcpu->tid, &registers))
     return;
   bool entry = tracee_at_entry(vcpu->tid);
-  if (!entry && stop_is_debug_exit(session, vcpu, &registers)) {
+  if (!entry && is_debug_exit(session, vcpu, &registers)) {
     hold_debug_exit(session, vcpu, &registers);
     go_to_event_stop(vcpu);
   } else if (vcpu->phase == PHASE_WALKING && !entry && is_settled(vcpu) &&
@@ -271,7 +281,7 @@ static void on_syscall(struct session *session, struct vcpu *vcpu) {
     tracee_interrupt(vcpu->tid);
     tracee_resume(vcpu->tid, PTRACE_CONT, 0);
   } else if (vcpu->phase == PHASE_WALKING) {
-    if (entry && stop_in_kvm_run(session, vcpu, &registers)) {
+    if (entry && is_in_kvm_run(session, vcpu, &registers)) {
       stop_block_signals(session, vcpu);
       force_immediate_exit(session, vcpu);
       vcpu->phase = PHASE_COMPLETING;
@@ -392,9 +402,9 @@ static void let_all_go(struct session *session, int which) {
       if (!tracee_sleep(deadline))
         break;
     }
-    if (vcpu->phase == PHASE_PARKED)
+    if (vcpu->phase == PHASE_PARKED && !vcpu->event)
       stop_release(vcpu);
-    else if (vcpu->phase != PHASE_GONE)
+    else if (vcpu->phase != PHASE_PARKED && vcpu->phase != PHASE_GONE)
       vcpu->phase = PHASE_RUNNING;
   }
 }

@@ -27,15 +27,6 @@ void stop_release(struct vcpu *vcpu);
 /* Takes all news of tracees; never sleeps. */
 void stop_take_news(struct session *session);
 
-/* Whether the VMM is about to see a debug exit (or an emulation failure that
- * may be one) in these registers, which is then held back. */
-bool stop_is_debug_exit(const struct session *session, const struct vcpu *vcpu,
-                        const struct user_regs_struct *registers);
-
-/* Whether these registers show KVM_RUN on this vCPU, entered or returned. */
-bool stop_in_kvm_run(const struct session *session, const struct vcpu *vcpu,
-                     const struct user_regs_struct *registers);
-
 /* Puts back what journal and thread say of signals and immediate_exit. */
 void stop_restore_signals(struct session *session, struct vcpu *vcpu);
 void stop_restore_immediate_exit(struct session *session, struct vcpu *vcpu);

@@ -53,7 +53,7 @@ static void look_at(struct discovery *found, pid_t tid) {
       if ((uint64_t)found->vcpu[i].fd == registers.rdi)
         found->vcpu[i].tid = tid;
     if (stop.kind == TRACEE_EVENT_STOP && (int64_t)registers.rax == -EINTR) {
-      registers.rip -= 2;
+      registers.rip -= SYSCALL_INSTRUCTION_SIZE;
       registers.rax = registers.orig_rax;
       registers.orig_rax = (uint64_t)-1;
       tracee_set_registers(tid, &registers);

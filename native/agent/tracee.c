@@ -19,7 +19,7 @@ enum {
 };
 
 /* arch/x86: the size of the kernel's sigset_t. */
-enum { KERNEL_SIGSET_SIZE = 8, SYSCALL_INSTRUCTION_SIZE = 2 };
+enum { KERNEL_SIGSET_SIZE = 8 };
 
 static sigset_t child_signal(void) {
   sigset_t set;

@@ -9,6 +9,8 @@
 #include <sys/types.h>
 #include <sys/user.h>
 
+enum { SYSCALL_INSTRUCTION_SIZE = 2 }; /* 0f 05 */
+
 enum tracee_stop_kind {
   TRACEE_EVENT_STOP, /* PTRACE_INTERRUPT, or the end of a group-stop */
   TRACEE_GROUP_STOP, /* the whole process was stopped by a signal */

@@ -128,7 +128,9 @@ class Vm:
     # ---- the guest ---------------------------------------------------------
 
     def read(self, gpa: int, size: int) -> bytes:
-        return os.pread(self._memory, size, self.hva + gpa)
+        data = os.pread(self._memory, size, self.hva + gpa)
+        assert len(data) == size, f"the VMM has ended with status {self.process.wait(5)}"
+        return data
 
     def quad(self, symbol: str, index: int = 0) -> int:
         return int(struct.unpack("<Q", self.read(self.symbols[symbol] + 8 * index, 8))[0])
