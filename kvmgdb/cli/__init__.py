@@ -12,7 +12,19 @@ import click
 from kvmgdb import __version__
 from kvmgdb.errors import KvmgdbError, UsageError
 
-_COMMANDS = ("list", "serve", "gdb", "run", "demo")
+_COMMANDS = (
+    "list",
+    "serve",
+    "gdb",
+    "run",
+    "info",
+    "ps",
+    "dmesg",
+    "modules",
+    "backtrace",
+    "symbols",
+    "demo",
+)
 
 
 class LazyGroup(click.Group):

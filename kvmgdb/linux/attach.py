@@ -12,10 +12,9 @@ from kvmgdb.machine.interface import Action, Machine
 
 @contextmanager
 def stopped(machine: Machine) -> Iterator[None]:
-    """Stops a machine that runs, and lets it run again."""
+    """Stops a machine, and lets it run again if it did."""
     was_running = machine.running
-    if was_running:
-        machine.stop()
+    machine.stop()
     try:
         yield
     finally:

@@ -19,6 +19,8 @@ PAGE = 4096
 HUGE_PAGE = 2 << 20
 # A kernel's image with all that it may hold; also bounds what is copied of it.
 MAX_IMAGE = 256 << 20
+# A kernel's image is of one piece in physical memory but for its holes.
+_MAX_EXTENTS = 1024
 # With page-table isolation, user mode's table is the page behind the kernel's
 # (PTI_USER_PGTABLE_BIT), and shows one huge page of the kernel: its entry code.
 _PTI_USER_BIT = 1 << 12
@@ -86,6 +88,8 @@ def _look(memory: Memory, paging: Paging, found_by: str) -> Location | None:
         for extent in memory.extents(paging, KERNEL_START, KERNEL_END):
             if extents and extent.gva + extent.size - extents[0].gva > MAX_IMAGE:
                 break
+            if len(extents) == _MAX_EXTENTS:
+                return None
             extents.append(extent)
     except KvmgdbError:
         return None

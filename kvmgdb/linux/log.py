@@ -23,7 +23,7 @@ _FINALIZED = 2
 _NO_TEXT = 1
 # What precedes the text of a block: the ID of its descriptor (unsigned long).
 _BLOCK_ID = 8
-_LEVELS = ("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug")
+LEVELS = ("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Record:
 
     @property
     def level_name(self) -> str:
-        return _LEVELS[self.level]
+        return LEVELS[self.level]
 
 
 def read_log(kernel: Kernel) -> list[Record]:

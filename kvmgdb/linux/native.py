@@ -7,7 +7,7 @@ there and GuestDataError for what cannot be what it claims to be.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -403,18 +403,16 @@ class StackCopy:
     data: bytes
 
 
-@dataclass
 class UnwindTables:
-    """The unwind tables of a kernel and its modules."""
+    """The unwind tables of a kernel and its modules. ``numbering`` says how their
+    registers are numbered: enum kvmgdb_orc_registers."""
 
-    _native: Any = field(init=False)
-    numbering: int = field(init=False, default=lib.KVMGDB_ORC_REGISTERS_DETECT)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.numbering: int = lib.KVMGDB_ORC_REGISTERS_DETECT
         out = ffi.new("struct kvmgdb_unwinder **")
         error = ffi.new("struct kvmgdb_error *")
         _check(lib.kvmgdb_unwinder_create(out, error), error)
-        self._native = ffi.gc(out[0], lib.kvmgdb_unwinder_destroy)
+        self._native: Any = ffi.gc(out[0], lib.kvmgdb_unwinder_destroy)
 
     def add(
         self, code: range, ip_address: int, ips: bytes, entries: bytes, layout: OrcLayout
@@ -457,28 +455,68 @@ class UnwindTables:
     ) -> Unwound:
         """The frames from ``registers`` on, of which "ip" and "sp" must be there.
         ``from_call``: "ip" is a return address."""
-        native = ffi.new("struct kvmgdb_unwind_registers *")
+        return self.prepare(registers, stacks, user_frames, from_call)()
+
+    def prepare(
+        self,
+        registers: dict[str, int],
+        stacks: Sequence[StackCopy],
+        user_frames: bool = False,
+        from_call: bool = False,
+    ) -> PreparedUnwind:
+        """As :meth:`unwind`, to be called as often as wanted."""
+        return PreparedUnwind(self._native, registers, stacks, user_frames, from_call)
+
+
+class PreparedUnwind:
+    """Everything that one call of kvmgdb_unwind needs."""
+
+    def __init__(
+        self,
+        unwinder: Any,
+        registers: dict[str, int],
+        stacks: Sequence[StackCopy],
+        user_frames: bool,
+        from_call: bool,
+    ) -> None:
+        self._unwinder = unwinder
+        self._stacks = tuple(stacks)  # what the copies below point into
+        self._registers = ffi.new("struct kvmgdb_unwind_registers *")
         for number, name in enumerate(REGISTERS):
             if name in registers:
-                setattr(native, name, registers[name])
-                native.known |= 1 << number
-        copies = ffi.new("struct kvmgdb_stack[]", max(len(stacks), 1))
-        for copy, stack in zip(copies, stacks, strict=False):
+                setattr(self._registers, name, registers[name])
+                self._registers.known |= 1 << number
+        self._copies = ffi.new("struct kvmgdb_stack[]", max(len(stacks), 1))
+        for copy, stack in zip(self._copies, self._stacks, strict=False):
             copy.address = stack.address
             copy.data = ffi.from_buffer(stack.data)
             copy.length = len(stack.data)
-        flags = (lib.KVMGDB_UNWIND_USER_FRAMES if user_frames else 0) | (
+        self._flags = (lib.KVMGDB_UNWIND_USER_FRAMES if user_frames else 0) | (
             lib.KVMGDB_UNWIND_FROM_CALL if from_call else 0
         )
-        result = ffi.new("struct kvmgdb_unwind_result *")
-        frames = ffi.new("struct kvmgdb_frame[]", MAX_FRAMES)
-        error = ffi.new("struct kvmgdb_error *")
+        self._result = ffi.new("struct kvmgdb_unwind_result *")
+        self._frames = ffi.new("struct kvmgdb_frame[]", MAX_FRAMES)
+        self._error = ffi.new("struct kvmgdb_error *")
+
+    def run(self) -> None:
+        """Unwinds, without looking at the result. Raises where it cannot start."""
         status = lib.kvmgdb_unwind(
-            self._native, native, copies, len(stacks), flags, frames, MAX_FRAMES, result, error
+            self._unwinder,
+            self._registers,
+            self._copies,
+            len(self._stacks),
+            self._flags,
+            self._frames,
+            MAX_FRAMES,
+            self._result,
+            self._error,
         )
-        _check(status, error)
-        found = tuple(_frame(frames[index]) for index in range(result.count))
-        return Unwound(found, UnwindEnd(result.end), result.address)
+        _check(status, self._error)
+
+    def __call__(self) -> Unwound:
+        self.run()
+        found = tuple(_frame(self._frames[index]) for index in range(self._result.count))
+        return Unwound(found, UnwindEnd(self._result.end), self._result.address)
 
 
 def _frame(frame: Any) -> Frame:

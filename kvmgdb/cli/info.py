@@ -1,0 +1,81 @@
+"""``kvmgdb info``: what a machine is, and which kernel runs in it."""
+
+from __future__ import annotations
+
+import click
+
+from kvmgdb.cli.guest import attached, print_json
+from kvmgdb.errors import NoKernelError, UnsupportedError
+from kvmgdb.linux.attach import find_kernel
+from kvmgdb.linux.identity import Identity, identify
+from kvmgdb.linux.kernel import Kernel
+from kvmgdb.machine.interface import Machine
+
+
+@click.command()
+@click.argument("target", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def info(target: str | None, as_json: bool) -> None:
+    """Show a virtual machine and the Linux kernel that runs in it.
+
+    The guest is stopped for milliseconds, to read its control registers.
+    """
+    with attached(target) as machine:
+        facts = {"machine": _machine_facts(machine), **_kernel_facts(machine)}
+    if as_json:
+        print_json(facts)
+        return
+    for title, section in facts.items():
+        if isinstance(section, dict):
+            for name, value in section.items():
+                if value not in (None, "", []):
+                    click.echo(f"{name.replace('_', ' ') + ':':<18}{_show(name, value)}")
+        elif section is not None:
+            click.echo(f"{title + ':':<18}{section}")
+
+
+def _show(name: str, value: object) -> str:
+    if isinstance(value, int) and name in ("base", "kaslr_offset"):
+        return f"{value:#x}"
+    if isinstance(value, int) and name == "memory":
+        return f"{value >> 20} MiB"
+    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _machine_facts(machine: Machine) -> dict[str, object]:
+    """``memory`` in bytes."""
+    about = machine.info()
+    return {
+        "name": about.name,
+        "backend": about.backend,
+        "pid": about.pid,
+        "accelerator": about.accelerator,
+        "vcpus": about.vcpus,
+        "memory": sum(region.size for region in about.regions if not region.read_only),
+        "machine_state": about.state,
+        "notes": list(about.notes),
+    }
+
+
+def _kernel_facts(machine: Machine) -> dict[str, object]:
+    try:
+        kernel = find_kernel(machine)
+    except (NoKernelError, UnsupportedError) as error:
+        return {"kernel": None, "no kernel": str(error)}
+    return {"kernel": _facts(kernel, identify(kernel))}
+
+
+def _facts(kernel: Kernel, identity: Identity) -> dict[str, object]:
+    return {
+        "release": identity.release,
+        "banner": identity.banner,
+        "state": identity.state,
+        "build_id": identity.build_id,
+        "command_line": identity.command_line,
+        "base": kernel.base,
+        "kaslr_offset": identity.kaslr_offset,
+        "paging": kernel.location.paging.mode.name,
+        "found_by": kernel.location.found_by,
+        "symbols": len(kernel.symbols),
+        "disagreements": list(identity.disagreements),
+    }

@@ -1,0 +1,126 @@
+"""Measures what it takes to read a Linux guest's kernel, on a paused stock guest.
+
+::
+
+    python -m tests.bench.bench_linux [--rounds N]
+
+Wall time and, because other work on the host adds to that, the time on a CPU;
+the best round of each counts. Nothing is asserted: the table says what was
+wanted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvmgdb.demo.guest import GuestOptions, LinuxGuest
+from kvmgdb.demo.kernel import fetch_kernel
+from kvmgdb.linux.attach import find_kernel, stopped
+from kvmgdb.linux.native import StackCopy
+from kvmgdb.linux.stacks import Unwinder
+from kvmgdb.linux.tasks import TaskList, list_tasks
+from kvmgdb.machine.interface import Machine
+from kvmgdb.machine.target import parse_target
+
+UNWINDS = 2000
+
+
+@dataclass
+class Measurement:
+    """Seconds; ``wanted`` too."""
+
+    title: str
+    wanted: float | None
+    wall: float = float("inf")
+    cpu: float = float("inf")
+
+    def run(self, work: Callable[[], object], times: int = 1) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(times):
+            work()
+        self.wall = min(self.wall, (time.perf_counter() - wall) / times)
+        self.cpu = min(self.cpu, (time.process_time() - cpu) / times)
+
+
+def _in_units(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
+
+
+def _deepest(unwinder: Unwinder, tasks: TaskList) -> tuple[dict[str, int], list[StackCopy], int]:
+    """The longest kernel stack of a sleeping task: registers, its copy, frames."""
+    best: tuple[dict[str, int], list[StackCopy], int] = ({}, [], 0)
+    for task in tasks:
+        if task.running:
+            continue
+        sp = task.object.member("thread").member("sp").integer()
+        frame = unwinder.kernel.object("inactive_task_frame", sp).snapshot()
+        registers = {
+            "ip": frame.member("ret_addr").integer(),
+            "bp": frame.member("bp").integer(),
+            "sp": sp + frame.size,
+        }
+        stack = task.object.member("stack").integer()
+        copies = [StackCopy(stack, unwinder.kernel.read(stack, 16 << 10))]
+        count = len(unwinder.tables.unwind(registers, copies, from_call=True).frames)
+        if count > best[2]:
+            best = (registers, copies, count)
+    return best
+
+
+def _measure(machine: Machine, rounds: int) -> list[Measurement]:
+    symbols = Measurement("attached to full symbol table", 0.150)
+    types = Measurement("BTF index", 0.100)
+    tables = Measurement("unwind tables of kernel and modules", None)
+    listed = Measurement("list of all tasks", 0.100)
+    unwound = Measurement("one kernel stack, from Python", None)
+    for _ in range(rounds):
+        symbols.run(lambda: find_kernel(machine))
+        kernel = find_kernel(machine)
+        types.run(lambda kernel=kernel: kernel.types)  # type: ignore[misc]
+        tables.run(lambda kernel=kernel: Unwinder(kernel))  # type: ignore[misc]
+        listed.run(lambda kernel=kernel: list_tasks(kernel))  # type: ignore[misc]
+    kernel = find_kernel(machine)
+    unwinder, tasks = Unwinder(kernel), list_tasks(kernel)
+    registers, copies, frames = _deepest(unwinder, tasks)
+    listed.title += f" ({len(tasks)})"
+    symbols.title += f" ({len(kernel.symbols)})"
+    native = Measurement(f"one kernel stack of {frames} frames, in C", 15e-6 * frames / 20)
+    call = unwinder.tables.prepare(registers, copies, from_call=True).run
+    for _ in range(rounds):
+        native.run(call, UNWINDS)
+        unwound.run(
+            lambda: unwinder.tables.unwind(registers, copies, from_call=True), UNWINDS // 10
+        )
+    return [symbols, types, tables, listed, native, unwound]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=10)
+    rounds = parser.parse_args().rounds
+    with LinuxGuest(fetch_kernel(), GuestOptions(name="kvmgdb-bench")) as guest:
+        guest.wait_ready()
+        machine = parse_target(str(guest.pid)).open()
+        try:
+            with stopped(machine):
+                results = _measure(machine, rounds)
+        finally:
+            machine.close()
+    print(f"{'':48}{'wall':>12}{'CPU':>12}{'wanted':>12}")
+    for result in results:
+        print(
+            f"{result.title:48}{_in_units(result.wall):>12}{_in_units(result.cpu):>12}"
+            f"{_in_units(result.wanted):>12}"
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"{'peak resident memory':48}{f'{peak} MiB':>12}{'':12}{'150 MiB':>12}")
+
+
+if __name__ == "__main__":
+    main()
