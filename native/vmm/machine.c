@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -187,12 +188,20 @@ bool machine_start(struct machine *machine, bool paused,
   /* A thread needs the lock before it runs: none is kicked before it is. */
   int failed = 0;
   pthread_mutex_lock(&machine->lock);
-  for (unsigned i = 0; i < machine->vcpu_count && !failed; i++)
-    failed = pthread_create(&machine->vcpus[i].thread, NULL, vcpu_thread,
-                            &machine->vcpus[i]);
+  for (unsigned i = 0; i < machine->vcpu_count && !failed; i++) {
+    struct vcpu *vcpu = &machine->vcpus[i];
+    char name[16];
+    snprintf(name, sizeof(name), "vcpu-%u", i);
+    failed = pthread_create(&vcpu->thread, NULL, vcpu_thread, vcpu);
+    if (!failed)
+      pthread_setname_np(vcpu->thread, name);
+  }
   if (failed)
     return vmm_fail(error, "cannot start the threads of %u vCPUs: %s",
                     machine->vcpu_count, strerror(failed));
+  for (unsigned i = 0; i < machine->vcpu_count; i++)
+    while (!machine->vcpus[i].entered)
+      pthread_cond_wait(&machine->may_run, &machine->lock);
   pthread_mutex_unlock(&machine->lock);
   return true;
 }

@@ -41,7 +41,7 @@ struct machine {
   unsigned vcpu_count;
   struct vcpu *vcpus;
 
-  pthread_mutex_t lock; /* guards all below, vcpu.parked, vcpu.held */
+  pthread_mutex_t lock; /* guards all below; of a vCPU entered, parked, held */
   pthread_cond_t may_run;
   enum machine_goal goal;
   bool reset_pending;
@@ -59,7 +59,10 @@ bool machine_create(uint64_t memory, unsigned vcpu_count,
                     const struct boot_source *source, int wake_fd,
                     struct machine *machine, struct vmm_error *error);
 
-/* Starts the vCPU threads: running, or paused before the first instruction. */
+/*
+ * Starts the vCPU threads: running, or paused before the first instruction.
+ * All of them are known to KVM when it returns.
+ */
 bool machine_start(struct machine *machine, bool paused,
                    struct vmm_error *error);
 

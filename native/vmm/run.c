@@ -35,7 +35,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -48,7 +47,7 @@ void machine_kick(struct machine *machine) {
     pthread_kill(machine->vcpus[i].thread, SIGUSR1);
 }
 
-static bool set_signal_mask(struct vcpu *vcpu, struct vmm_error *error) {
+static bool set_signal_mask(struct vcpu *vcpu) {
   sigset_t inside;
   pthread_sigmask(SIG_SETMASK, NULL, &inside);
   sigdelset(&inside, SIGUSR1);
@@ -57,9 +56,7 @@ static bool set_signal_mask(struct vcpu *vcpu, struct vmm_error *error) {
     uint8_t set[KERNEL_SIGSET_SIZE];
   } mask = {.header.len = KERNEL_SIGSET_SIZE};
   memcpy(mask.header.sigset, &inside, KERNEL_SIGSET_SIZE);
-  if (ioctl(vcpu->fd, KVM_SET_SIGNAL_MASK, &mask) < 0)
-    return vmm_fail(error, "KVM_SET_SIGNAL_MASK: %s", strerror(errno));
-  return true;
+  return ioctl(vcpu->fd, KVM_SET_SIGNAL_MASK, &mask) == 0;
 }
 
 static void take_signals(void) {
@@ -131,14 +128,28 @@ static void handle_mmio(struct kvm_run *run) {
     memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
 }
 
+/*
+ * KVM learns which thread runs a vCPU (and tells it in debugfs) when that
+ * first calls KVM_RUN. With a signal pending this call returns before any
+ * instruction; if it fails otherwise, so will the next, which is answered.
+ */
+static void enter_once(struct vcpu *vcpu) {
+  struct machine *machine = vcpu->machine;
+  if (set_signal_mask(vcpu)) {
+    pthread_kill(pthread_self(), SIGUSR1);
+    ioctl(vcpu->fd, KVM_RUN, 0);
+  } else {
+    fail_vcpu(vcpu, errno);
+  }
+  pthread_mutex_lock(&machine->lock);
+  vcpu->entered = true;
+  pthread_cond_broadcast(&machine->may_run);
+  pthread_mutex_unlock(&machine->lock);
+}
+
 void *vcpu_thread(void *argument) {
   struct vcpu *vcpu = argument;
-  char name[16];
-  snprintf(name, sizeof(name), "vcpu-%u", vcpu->index);
-  pthread_setname_np(pthread_self(), name);
-  struct vmm_error error;
-  if (!set_signal_mask(vcpu, &error))
-    fail_vcpu(vcpu, errno);
+  enter_once(vcpu);
   for (;;) {
     take_signals();
     wait_until_wanted(vcpu);

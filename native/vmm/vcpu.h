@@ -22,8 +22,9 @@ struct vcpu {
   struct kvm_run *run;
   struct vcpu_power_up *power_up;
   pthread_t thread;
-  bool parked; /* stands still in user space */
-  bool held;   /* stands still inside KVM_RUN; both: see run.c */
+  bool entered; /* its thread has been in KVM_RUN */
+  bool parked;  /* stands still in user space */
+  bool held;    /* stands still inside KVM_RUN; both: see run.c */
 };
 
 /* Creates vCPU `index` of the `count` in `vm_fd`. */

@@ -53,6 +53,7 @@ class VcpuThread:
             for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
             if line.endswith("anon_inode:kvm-vcpu:0")
         )
+        self._stopped = False
         self._call = 0  # where KVM_RUN is made, once known
         _ptrace(_PTRACE_SEIZE, self.tid)
 
@@ -61,16 +62,20 @@ class VcpuThread:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+        self._stopped = False
         _ptrace(_PTRACE_DETACH, self.tid)
 
     def stop(self) -> None:
         """Stops the thread at its KVM_RUN: one that returned -EINTR is rewound, so
         that the VMM never sees that. Elsewhere in the VMM it is let go, and tried again."""
+        if self._stopped:
+            return
         deadline = time.monotonic() + 10
         while not self._stop_once(deadline):
             assert time.monotonic() < deadline, "the thread is not in KVM_RUN"
             self.resume()
             time.sleep(0.005)
+        self._stopped = True
 
     def _stop_once(self, deadline: float) -> bool:
         _ptrace(_PTRACE_INTERRUPT, self.tid)
@@ -92,6 +97,7 @@ class VcpuThread:
         return True
 
     def resume(self) -> None:
+        self._stopped = False
         _ptrace(_PTRACE_CONT, self.tid)
 
     def sync_registers(self, on: bool) -> None:

@@ -149,12 +149,14 @@ class Vmm:
         address = symbols(image)[symbol] + index * size
         return int.from_bytes(self.memory(address, size), "little")
 
-    def wait_progress(self, image: Path, cpu: int = 0, steps: int = 3) -> None:
-        """Until the guest's progress[cpu] has grown by ``steps``."""
-        first = self.value(image, "progress", cpu)
+    def wait_progress(
+        self, image: Path, cpu: int = 0, steps: int = 3, symbol: str = "progress"
+    ) -> None:
+        """Until the guest's counter of that vCPU has grown by ``steps``."""
+        first = self.value(image, symbol, cpu)
         deadline = time.monotonic() + SECONDS
-        while (now := self.value(image, "progress", cpu)) < first + steps:
-            assert time.monotonic() < deadline, f"vCPU {cpu} makes no progress: {first}, {now}"
+        while (now := self.value(image, symbol, cpu)) < first + steps:
+            assert time.monotonic() < deadline, f"{symbol}[{cpu}] stands still: {first}, {now}"
             time.sleep(0.02)
 
 
