@@ -1,6 +1,7 @@
 #include "discover.h"
 #include "cleanup.h"
 #include "kernel_fs.h"
+#include "maps.h"
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -118,19 +119,15 @@ static int by_id(const void *left, const void *right) {
 }
 
 static void find_kvm_run(pid_t pid, struct discovery *out) {
-  char path[64], line[512];
-  snprintf(path, sizeof(path), "/proc/%d/maps", pid);
-  scoped_stream maps = fopen(path, "re");
-  while (maps && fgets(line, sizeof(line), maps)) {
-    unsigned long start;
+  scoped_stream maps = maps_open(pid);
+  struct mapping mapping;
+  while (maps && maps_next(maps, &mapping)) {
     int id;
-    char *name = strstr(line, "anon_inode:kvm-vcpu:");
-    if (!name || sscanf(line, "%lx-", &start) != 1 ||
-        sscanf(name, "anon_inode:kvm-vcpu:%d", &id) != 1)
+    if (sscanf(mapping.name, "anon_inode:kvm-vcpu:%d", &id) != 1)
       continue;
     for (int i = 0; i < out->info.vcpu_count; i++)
       if (out->vcpu[i].id == id && !out->vcpu[i].kvm_run)
-        out->vcpu[i].kvm_run = start;
+        out->vcpu[i].kvm_run = mapping.start;
   }
 }
 

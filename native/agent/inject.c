@@ -1,5 +1,6 @@
 #include "inject.h"
 #include "cleanup.h"
+#include "maps.h"
 #include "stop.h"
 #include "tracee.h"
 #include <errno.h>
@@ -52,24 +53,20 @@ static bool is_zero(const uint8_t *bytes, size_t size) {
  */
 enum kvmgdb_agent_status inject_find_cave(struct session *session,
                                           struct agent_error *error) {
-  char path[64], line[512];
-  snprintf(path, sizeof(path), "/proc/%d/maps", session->pid);
-  scoped_stream maps = fopen(path, "re");
+  scoped_stream maps = maps_open(session->pid);
   if (!maps)
     return agent_fail(error, KVMGDB_AGENT_GONE, errno, -1, 0);
   session->cave = 0;
-  while (fgets(line, sizeof(line), maps)) {
-    unsigned long start, end;
-    char permissions[5];
+  struct mapping mapping;
+  while (maps_next(maps, &mapping)) {
     uint8_t tail[2 * CAVE_SIZE];
-    if (sscanf(line, "%lx-%lx %4s", &start, &end, permissions) != 3 ||
-        strcmp(permissions, "r-xp") ||
+    if (strcmp(mapping.flags, "r-xp") ||
         pread(session->memory_fd, tail, sizeof(tail),
-              (off_t)(end - sizeof(tail))) != (ssize_t)sizeof(tail) ||
+              (off_t)(mapping.end - sizeof(tail))) != (ssize_t)sizeof(tail) ||
         !is_zero(tail, sizeof(tail)))
       continue;
-    session->cave = end - CAVE_SIZE;
-    if (strstr(line, "[vdso]"))
+    session->cave = mapping.end - CAVE_SIZE;
+    if (!strcmp(mapping.name, "[vdso]"))
       break; /* the best: nothing else ever looks there */
   }
   return session->cave ? KVMGDB_AGENT_OK

@@ -1,37 +1,23 @@
 #include "memory_slots.h"
 #include "cleanup.h"
+#include "maps.h"
 #include "slots_guess.h"
 #include "slots_kernel.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
-/* A line of /proc/PID/maps. */
-struct mapping {
-  unsigned long start, end, offset, inode;
-  unsigned device_major, device_minor;
-  bool shared;
-};
-
 static bool find_mapping(const struct session *session, uint64_t hva,
                          struct mapping *out) {
-  char path[64], line[512];
-  snprintf(path, sizeof(path), "/proc/%d/maps", session->pid);
-  scoped_stream maps = fopen(path, "re");
-  while (maps && fgets(line, sizeof(line), maps)) {
-    char flags[5];
-    if (sscanf(line, "%lx-%lx %4s %lx %x:%x %lu", &out->start, &out->end, flags,
-               &out->offset, &out->device_major, &out->device_minor,
-               &out->inode) != 7)
-      continue;
-    out->shared = flags[3] == 's';
+  scoped_stream maps = maps_open(session->pid);
+  while (maps && maps_next(maps, out))
     if (hva >= out->start && hva < out->end)
       return true;
-  }
   return false;
 }
 
@@ -60,8 +46,8 @@ static int find_descriptor(const struct session *session,
 static int open_mapping(const struct session *session,
                         const struct mapping *mapping) {
   char path[96];
-  snprintf(path, sizeof(path), "/proc/%d/map_files/%lx-%lx", session->pid,
-           mapping->start, mapping->end);
+  snprintf(path, sizeof(path), "/proc/%d/map_files/%" PRIx64 "-%" PRIx64,
+           session->pid, mapping->start, mapping->end);
   int fd = open(path, O_RDWR | O_CLOEXEC);
   return fd >= 0 ? fd : find_descriptor(session, mapping);
 }
@@ -72,8 +58,8 @@ static void add_descriptor(const struct session *session,
                            struct region_list *list,
                            struct kvmgdb_agent_region *region) {
   struct mapping mapping;
-  if (!find_mapping(session, region->hva, &mapping) || !mapping.shared ||
-      region->size > mapping.end - region->hva)
+  if (!find_mapping(session, region->hva, &mapping) ||
+      mapping.flags[3] != 's' || region->size > mapping.end - region->hva)
     return;
   int fd = open_mapping(session, &mapping);
   if (fd < 0)

@@ -1,5 +1,6 @@
 #include "slots_guess.h"
 #include "cleanup.h"
+#include "maps.h"
 #include "regs.h"
 #include <string.h>
 
@@ -25,10 +26,6 @@ static const uint64_t cr0_pg = UINT64_C(1) << 31;
 static const uint64_t cr4_la57 = 1 << 12;
 static const uint64_t efer_lma = 1 << 10;
 
-struct mapping {
-  uint64_t start, end;
-};
-
 /* An address whose translation KVM has told us. */
 struct sample {
   uint64_t gva, gpa;
@@ -42,17 +39,13 @@ struct evidence {
 };
 
 static struct mapping largest_mapping(const struct session *session) {
-  char path[64], line[512];
-  snprintf(path, sizeof(path), "/proc/%d/maps", session->pid);
-  scoped_stream maps = fopen(path, "re");
+  scoped_stream maps = maps_open(session->pid);
   struct mapping best = {0}, now;
-  while (maps && fgets(line, sizeof(line), maps)) {
-    char flags[5];
-    if (sscanf(line, "%lx-%lx %4s", &now.start, &now.end, flags) == 3 &&
-        !strncmp(flags, "rw", 2) && !strstr(line, "[heap]") &&
-        !strstr(line, "[stack]") && now.end - now.start > best.end - best.start)
+  while (maps && maps_next(maps, &now))
+    if (!strncmp(now.flags, "rw", 2) && strcmp(now.name, "[heap]") &&
+        strcmp(now.name, "[stack]") &&
+        now.end - now.start > best.end - best.start)
       best = now;
-  }
   return best;
 }
 
@@ -158,18 +151,18 @@ static struct vcpu *find_witness(struct session *session) {
 }
 
 static bool find_base(const struct session *session,
-                      const struct evidence *evidence, struct mapping mapping,
-                      struct region_list *list) {
-  uint64_t window = mapping.end - mapping.start;
+                      const struct evidence *evidence,
+                      const struct mapping *mapping, struct region_list *list) {
+  uint64_t window = mapping->end - mapping->start;
   if (window > search_window)
     window = search_window;
   for (uint64_t skip = 0; skip < window; skip += GUEST_PAGE) {
-    uint64_t size = mapping.end - mapping.start - skip;
+    uint64_t size = mapping->end - mapping->start - skip;
     for (size_t i = 0; i < sizeof(splits) / sizeof(splits[0]); i++) {
       if (i && size <= splits[i])
         continue; /* as without a hole, which was tried */
       list->count =
-          lay_out(mapping.start + skip, size, splits[i], list->region);
+          lay_out(mapping->start + skip, size, splits[i], list->region);
       if (all_agree(session, evidence, list->region, list->count))
         return true;
     }
@@ -185,7 +178,7 @@ bool slots_guess(struct session *session, struct region_list *list) {
   struct evidence evidence = {0};
   if (witness)
     ask_kvm(session, witness, &evidence);
-  if (!evidence.count || !find_base(session, &evidence, mapping, list))
+  if (!evidence.count || !find_base(session, &evidence, &mapping, list))
     list->count = lay_out(mapping.start, mapping.end - mapping.start, splits[0],
                           list->region);
   return true;
