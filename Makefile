@@ -14,6 +14,10 @@ test: setup
 setup:
 	@scripts/setup.sh test
 
+# The server against QEMU's own GDB stub; asserts nothing.
+bench: setup
+	@.venv/bin/python -m tests.bench.bench_rsp
+
 # Removes what was built here. The cache of kernels (~/.cache/kvmgdb) stays.
 clean:
 	rm -rf .venv build dist *.egg-info kvmgdb/*.so .mypy_cache .ruff_cache .pytest_cache
