@@ -31,8 +31,8 @@ result("dump", min(timed(f"dump binary memory {path} {address} {address + length
 
 
 def read_registers() -> float:
-    gdb.execute("maintenance flush register-cache", to_string=True)
     begin = time.perf_counter()
+    gdb.execute("maintenance flush register-cache", to_string=True)
     for name in ("rip", "rsp", "cs", "cr3"):
         int(gdb.selected_frame().read_register(name))
     return time.perf_counter() - begin
