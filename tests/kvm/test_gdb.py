@@ -51,9 +51,13 @@ def _session(gdb: GdbSession, server: KvmgdbServer) -> None:
     assert gdb.integer("$pc") == leaf + 1
     gdb.cli("delete")
 
-    gdb.cli(f"hbreak *{leaf:#x}")
-    assert gdb.run_to_stop()["reason"] == "breakpoint-hit"
-    assert gdb.integer("$pc") == leaf
+    # chain_b of vCPU 0 is about to write what is watched next: where a watchpoint
+    # has to be stepped for, it must not be far.
+    writer = symbols["chain_b"]
+    gdb.cli(f"hbreak *{writer:#x}")
+    while (stop := gdb.run_to_stop())["thread-id"] != "1":
+        assert stop["reason"] == "breakpoint-hit"
+        assert gdb.integer("$pc") == writer
     gdb.cli("delete")
 
     gdb.cli(f"watch *(unsigned long *) {watched:#x}")
