@@ -88,12 +88,14 @@ def test_watchpoint_on_jiffies(connected: GdbSession, guest: WatchedGuest) -> No
     gdb.interrupt()
     before = gdb.integer(f"*(unsigned long *) {jiffies:#x}")
     gdb.cli(f"watch *(unsigned long *) {jiffies:#x}")
-    for step in (1, 2):
+    for _ in range(2):
         stop = gdb.run_to_stop()
         assert stop["reason"] == "watchpoint-trigger"
-        assert int(stop["value"]["new"]) == before + step
-        assert int(stop["value"]["old"]) == before + step - 1
-        assert gdb.integer(f"*(unsigned long *) {jiffies:#x}") == before + step
+        # One write may account for several ticks that a busy host made late.
+        new = int(stop["value"]["new"])
+        assert int(stop["value"]["old"]) == before < new < before + 1000
+        assert gdb.integer(f"*(unsigned long *) {jiffies:#x}") == new
+        before = new
 
 
 @pytest.mark.parametrize(
