@@ -155,7 +155,7 @@ def gdbserver() -> Iterator[SocketAddress]:
     if not GDBSERVER.exists():
         pytest.skip(f"needs {GDBSERVER}")
     port = free_port()
-    process = start([str(GDBSERVER), "--once", f"127.0.0.1:{port}", "/bin/sleep", "60"])
+    process = start([str(GDBSERVER), "--once", f"127.0.0.1:{port}", "/bin/cat"])
     address = SocketAddress(host="127.0.0.1", port=port)
 
     def listens() -> bool:
