@@ -12,15 +12,23 @@ from enum import IntEnum
 from typing import Any
 
 from kvmgdb._native import ffi, lib
-from kvmgdb.errors import NotFoundError
+from kvmgdb.errors import GuestDataError, NotFoundError
 from kvmgdb.machine.native import ERRORS
 
 MAX_FRAMES = 512
+_LAST_ADDRESS = (1 << 64) - 1
 
 
 def _check(status: int, error: Any) -> None:
     if status != lib.KVMGDB_OK:
         raise ERRORS[status](error)
+
+
+def _address(value: int) -> int:
+    """An address that guest data led to. Raises GuestDataError beyond 64 bits."""
+    if not 0 <= value <= _LAST_ADDRESS:
+        raise GuestDataError(f"{value:#x} is no address")
+    return value
 
 
 def _text(value: Any) -> str:
@@ -137,7 +145,7 @@ class SymbolTable:
     def at(self, address: int) -> Symbol | None:
         """The last symbol at or below ``address``."""
         symbol = ffi.new("struct kvmgdb_symbol *")
-        if lib.kvmgdb_symbols_at(self._native, address, symbol, ffi.NULL):
+        if lib.kvmgdb_symbols_at(self._native, _address(address), symbol, ffi.NULL):
             return None
         return _symbol(symbol)
 
@@ -434,9 +442,9 @@ class UnwindTables:
         error = ffi.new("struct kvmgdb_error *")
         status = lib.kvmgdb_unwinder_add(
             self._native,
-            code.start,
-            code.stop,
-            ip_address,
+            _address(code.start),
+            _address(code.stop),
+            _address(ip_address),
             ffi.from_buffer(ips),
             ffi.from_buffer(entries),
             count,
@@ -484,11 +492,11 @@ class PreparedUnwind:
         self._registers = ffi.new("struct kvmgdb_unwind_registers *")
         for number, name in enumerate(REGISTERS):
             if name in registers:
-                setattr(self._registers, name, registers[name])
+                setattr(self._registers, name, _address(registers[name]))
                 self._registers.known |= 1 << number
         self._copies = ffi.new("struct kvmgdb_stack[]", max(len(stacks), 1))
         for copy, stack in zip(self._copies, self._stacks, strict=False):
-            copy.address = stack.address
+            copy.address = _address(stack.address)
             copy.data = ffi.from_buffer(stack.data)
             copy.length = len(stack.data)
         self._flags = (lib.KVMGDB_UNWIND_USER_FRAMES if user_frames else 0) | (
