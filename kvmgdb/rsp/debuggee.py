@@ -10,6 +10,7 @@ stepped, the one who asked.
 from __future__ import annotations
 
 import asyncio
+import select
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from kvmgdb.machine.interface import (
 from kvmgdb.machine.registers import Group
 
 _HOUSEKEEPING = 0.25
+_STEP_TIME = 0.002
 # How long an interrupt counts that crossed a stop reply on its way, in seconds.
 # A debugger that goes on by itself (a false condition) does so within that; a
 # user who saw the stop takes longer, and means no second one.
@@ -96,6 +98,7 @@ class Debuggee:
         self._breakpoints: dict[BreakpointKey, set[Debugger]] = {}
         self._lifted: set[BreakpointKey] = set()
         self._stepping_over: int | None = None
+        self._stepping = False
         self._watched: tuple[int, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
         self.last_stop = StopEvent(StopReason.REQUEST)
@@ -257,6 +260,14 @@ class Debuggee:
             member.request = None
             raise
 
+    def settle(self) -> None:
+        """Waits, after a vCPU was told to step, as long as a step usually takes:
+        its end then needs no turn of the event loop."""
+        if self._stepping and self._machine is not None and self._machine.running:
+            ready, _, _ = select.select(self._machine.event_fds, (), (), _STEP_TIME)
+            if ready:
+                self._poll()
+
     def interrupt(self, debugger: Debugger) -> None:
         """Asks for a stop on behalf of a debugger that has let go. One whose stop
         is on its way to it already is stopped again should it go on at once."""
@@ -290,6 +301,7 @@ class Debuggee:
             else Action.CONTINUE
             for index in sorted(wanted)
         }
+        self._stepping = Action.STEP in actions.values()
         self._resume_past_foreign_breakpoints(actions, trigger)
         self._watch()
 

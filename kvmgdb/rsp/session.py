@@ -188,6 +188,7 @@ class Session:
         if result is None:
             if acks and not self.closed:
                 self.connection.write(b"+")
+            self.debuggee.settle()
         elif isinstance(result, Reply):
             self._send(result, ack=acks)
         else:
