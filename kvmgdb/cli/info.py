@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 from kvmgdb.cli.guest import attached, print_json
-from kvmgdb.errors import NoKernelError, UnsupportedError
+from kvmgdb.errors import KvmgdbError, NoKernelError, UnsupportedError
 from kvmgdb.linux.attach import find_kernel
+from kvmgdb.linux.figures import memory_figures
 from kvmgdb.linux.identity import Identity, identify
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.machine.interface import Machine
@@ -37,7 +40,7 @@ def info(target: str | None, as_json: bool) -> None:
 def _show(name: str, value: object) -> str:
     if isinstance(value, int) and name in ("base", "kaslr_offset"):
         return f"{value:#x}"
-    if isinstance(value, int) and name == "memory":
+    if isinstance(value, int) and name.startswith("memory"):
         return f"{value >> 20} MiB"
     return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -66,6 +69,9 @@ def _kernel_facts(machine: Machine) -> dict[str, object]:
 
 
 def _facts(kernel: Kernel, identity: Identity) -> dict[str, object]:
+    figures = None
+    with suppress(KvmgdbError):
+        figures = memory_figures(kernel)
     return {
         "release": identity.release,
         "banner": identity.banner,
@@ -77,5 +83,7 @@ def _facts(kernel: Kernel, identity: Identity) -> dict[str, object]:
         "paging": kernel.location.paging.mode.name,
         "found_by": kernel.location.found_by,
         "symbols": len(kernel.symbols),
+        "memory_total": figures.total if figures else None,
+        "memory_free": figures.free if figures else None,
         "disagreements": list(identity.disagreements),
     }
