@@ -577,7 +577,11 @@ class StubMachine(Machine):
             return None
         self._running = False
         self._forget()
-        self._last_stop = self._refine(self._parse_stop(packet))
+        event = self._parse_stop(packet)
+        if self.stepping is not None:
+            # QEMU has selected the vCPU that it reports (gdb_set_stop_cpu).
+            self.selected = event.vcpu
+        self._last_stop = self._refine(event)
         return self._last_stop
 
     def _parse_stop(self, packet: bytes) -> StopEvent:

@@ -39,7 +39,8 @@ class Session:
 
     ``peer`` says who it is, in words. Attributes that packet handlers use:
     ``machine`` (raises TargetGoneError), ``register_vcpu`` (what ``Hg``
-    selected), ``features`` (what the client announced).
+    selected), ``features`` (what the client announced),
+    ``listed_event`` (the stop after which the threads were listed last).
     """
 
     def __init__(self, debuggee: Debuggee, connection: Connection, peer: str) -> None:
@@ -52,6 +53,7 @@ class Session:
         self.continue_index: int | None = None
         self.physical_memory = False
         self.last_event: StopEvent | None = None
+        self.listed_event: StopEvent | None = None
         self.closed = False
         self._refused = ""
         self._introduced = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvmgdb.machine.interface import StopReason
 from kvmgdb.rsp.commands.general import transfer
 from kvmgdb.rsp.dispatch import OK, MalformedPacketError, Reply, packet
 from kvmgdb.rsp.session import Session
@@ -59,11 +60,22 @@ def thread_list(session: Session, arguments: bytes) -> Reply:
     if annex or not colon:
         return Reply(b"E00")
     lines = ['<?xml version="1.0"?><threads>']
+    with_states = _wants_states(session)
     for vcpu in session.machine.vcpus if session.has_machine else ():
         thread = format_thread(session, vcpu.index)
         lines.append(
             f'<thread id="{thread}" core="{vcpu.index}" name="vCPU {vcpu.index}">'
-            f"{vcpu.state}</thread>"
+            f"{vcpu.state if with_states else ''}</thread>"
         )
     lines.append("</threads>")
     return transfer("".join(lines).encode("utf-8"), window, "qXfer:threads:read:")
+
+
+def _wants_states(session: Session) -> bool:
+    """Whether somebody will look at what the vCPUs do. After each step GDB takes
+    the list once to see whether threads have come or gone, and shows nothing of
+    it; `info threads` asks again."""
+    event = session.last_event
+    first = event is not session.listed_event
+    session.listed_event = event
+    return not (first and event is not None and event.reason is StopReason.STEP)
