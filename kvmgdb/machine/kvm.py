@@ -169,6 +169,13 @@ class KvmVcpu(Vcpu):
         data = self._call("GET_SREGS", bytes(layout.SREGS_SIZE))
         self._call("SET_SREGS", layout.patch_real_mode_segment(data, name, value))
 
+    def memory_view(self) -> tuple[Memory, Paging] | None:
+        paging = self.paging()
+        # Planted bytes have to be hidden from whoever reads.
+        if paging is None or self.machine.software.planted:
+            return None
+        return self.machine.memory, paging
+
     def read_memory(self, gva: int, length: int) -> bytes:
         paging = self._paging()
         length = min(length, _MAX_READ)
@@ -204,6 +211,10 @@ class SoftwareBreakpoints:
     def __init__(self, machine: KvmMachine) -> None:
         self._machine = machine
         self._planted: dict[int, tuple[int, int, int]] = {}  # gpa: (gva, hva, original)
+
+    @property
+    def planted(self) -> bool:
+        return bool(self._planted)
 
     def insert(self, gva: int) -> None:
         gpa = self._translate(gva)
@@ -268,16 +279,24 @@ class KvmBreakpoints(BreakpointAbility):
     def __init__(self, machine: KvmMachine) -> None:
         self._machine = machine
         self._inserted: set[tuple[BreakpointKind, int, int]] = set()
+        self._missing: frozenset[BreakpointKind] = frozenset()
 
     def supported(self) -> frozenset[BreakpointKind]:
-        return frozenset(_KINDS)
+        return frozenset(_KINDS) - self._missing
 
     def insert(self, kind: BreakpointKind, address: int, length: int) -> None:
         self._machine.require_stopped()
         if kind is BreakpointKind.SOFTWARE:
             self._machine.software.insert(address)
         else:
-            self._machine.agent.insert(_KINDS[kind], address, self._length(kind, address, length))
+            watched = self._length(kind, address, length)
+            try:
+                self._machine.agent.insert(_KINDS[kind], address, watched)
+            except UnsupportedError:
+                # A KVM that interprets guest code ignores data breakpoints: writes
+                # are found by stepping, reads cannot be.
+                self._missing |= {kind}
+                raise
             self._inserted.add((kind, address, length))
 
     def remove(self, kind: BreakpointKind, address: int, length: int) -> None:
