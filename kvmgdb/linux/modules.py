@@ -57,7 +57,8 @@ class Module:
             memory = self._module.member("mem")
             areas = []
             for kind, index in sorted(kinds.items(), key=lambda item: item[1]):
-                if not kind.startswith("MOD_") or index >= memory.type.count:
+                # MOD_INVALID is -1, and the last is how many there are.
+                if not kind.startswith("MOD_") or not 0 <= index < memory.type.count:
                     continue
                 entry = memory.element(index)
                 size = entry.member("size").integer()
@@ -161,7 +162,10 @@ class Module:
 
     @cached_property
     def types(self) -> Types:
-        """The kernel's types and its own. Raises NotFoundError without BTF."""
+        """The kernel's types and its own. Raises NotFoundError where the kernel keeps
+        none (before 5.11), or the module was built without."""
+        if self.kernel.find_symbol("btf_modules") is None:
+            raise NotFoundError("the guest's kernel keeps no BTF of modules")
         for entry in self.kernel.variable("btf_modules", "list_head").list("btf_module", "list"):
             if entry.member("module").integer() != self.address:
                 continue

@@ -169,7 +169,10 @@ class Object:
         return Object(self.kernel, self.types, self.types.table.type(self.type.target), address)
 
     def element(self, index: int) -> Object:
-        """An element of an array, or what lies that far behind a pointer."""
+        """An element of an array, or what lies that far behind a pointer. Raises
+        NotFoundError outside an array of known size."""
+        if self.type.kind is Kind.ARRAY and self.type.count and not 0 <= index < self.type.count:
+            raise NotFoundError(f"{self!r} has no element {index}")
         declared = self.types.table.type(self.type.target)
         size = self.types.table.size(declared.id)
         if self.type.kind is Kind.PTR:

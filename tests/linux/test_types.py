@@ -59,6 +59,9 @@ def test_anonymous_members_and_arrays(kernel: Kernel) -> None:
     offsets = kernel.variable("init_task", "task_struct").member("comm")
     assert chr(offsets.element(0).integer()) == "s"
     assert chr(offsets.snapshot().element(1).integer()) == "w"
+    for index in (-1, 16):
+        with pytest.raises(NotFoundError, match=f"no element {index}"):
+            offsets.element(index)
 
 
 def test_enumerations(kernel: Kernel) -> None:

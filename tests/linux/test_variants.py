@@ -10,7 +10,6 @@ from kvmgdb.linux.attach import find_kernel, stopped
 from kvmgdb.linux.identity import LINKED_AT, identify
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.locate import locate
-from kvmgdb.linux.modules import list_modules
 from kvmgdb.linux.stacks import Unwinder
 from kvmgdb.linux.tasks import list_tasks
 from kvmgdb.machine.interface import Machine
@@ -19,6 +18,7 @@ from kvmgdb.machine.registers import Group
 from kvmgdb.machine.target import parse_target
 from tests.linux.fixtures import StartProbed
 from tests.linux.probed import ProbedGuest
+from tests.linux.test_state import check_log, check_modules
 from tests.linux.test_symbols import own_symbols
 
 SAMPLES = 60
@@ -38,8 +38,8 @@ def check_everything(guest: ProbedGuest, machine: Machine) -> Kernel:
     identity = identify(kernel)
     assert identity.banner == guest.text("/proc/version").strip()
     assert identity.disagreements == ()
-    names = [line.split()[0] for line in guest.text("/proc/modules").splitlines()]
-    assert [module.name for module in list_modules(kernel)] == names
+    check_modules(guest, kernel)
+    check_log(guest, kernel)
     assert {"compute", "in-pipe"} <= {task.comm for task in list_tasks(kernel)}
     check_running_code(kernel, machine)
     return kernel
