@@ -56,7 +56,8 @@ from kvmgdb.machine.qemu_process import (
 from kvmgdb.machine.qemu_registers import MONITOR_GROUPS, decode_info_registers
 from kvmgdb.machine.qmp import Qmp, QmpError
 from kvmgdb.machine.registers import Group, RegisterFile
-from kvmgdb.machine.stub import StubMachine, StubVcpu
+from kvmgdb.machine.stub import StubMachine
+from kvmgdb.machine.stub_vcpu import StubVcpu
 
 _ARCHITECTURES = ("x86_64", "i386")
 # Our own stub's socket lies in a directory of this name: a later session knows
