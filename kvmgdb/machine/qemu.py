@@ -240,14 +240,7 @@ class QemuMachine(StubMachine):
         if self._left_behind and not self._found_running:
             self._found_running = True
             self.notes.append("a kvmgdb that was killed had left the guest stopped")
-        self._guardian = Guardian.start(
-            {
-                "qmp": str(self._qmp.address),
-                "stub": str(address),
-                "own": self._own_stub,
-                "resume": self._found_running,
-            }
-        )
+        self._guardian = self._start_guardian(address)
         self._took_control = True
         self._resumed_once = False
         try:
@@ -261,6 +254,22 @@ class QemuMachine(StubMachine):
         # number per vCPU; a vCPU that was plugged in since is not followed.
         if self.stepping is not None:
             self._step_flags = self.stepping.step_flags()
+
+    def _start_guardian(self, stub: SocketAddress) -> Guardian | None:
+        what = {
+            "qmp": str(self._qmp.address),
+            "stub": str(stub),
+            "own": self._own_stub,
+            "resume": self._found_running,
+        }
+        try:
+            return Guardian.start(what)
+        except OSError as error:
+            self.notes.append(
+                f"no guardian could be started ({error.strerror}): a kill -9 of kvmgdb "
+                "would leave the guest as it stands"
+            )
+            return None
 
     def _find_stub(self) -> SocketAddress | None:
         """The stub that QEMU has already. Raises TargetBusyError where another

@@ -93,6 +93,9 @@ breakpoints_insert(struct session *session,
   };
   if (wanted->kind == KVMGDB_AGENT_SOFTWARE)
     status = plant_byte(session, place, wanted->hva, error);
+  else if (table.entry == session->stepped && !session->perf)
+    /* Stepping in turns misses writes where every exit has to be walked to. */
+    return agent_fail(error, KVMGDB_AGENT_UNSUPPORTED, 0, -1, wanted->kind);
   else if (table.entry == session->stepped)
     status = watch_prepare(session, &made, error);
   if (status)

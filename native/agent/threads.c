@@ -8,7 +8,9 @@
 #include <sys/syscall.h>
 #include <time.h>
 
-static const uint64_t look_timeout_ns = 50000000;
+/* A thread that was told to stop must be seen to: it cannot be let go before.
+ * On a busy host it may be a while until it runs. */
+static const uint64_t look_timeout_ns = 2000000000;
 static const uint64_t pause_ns = 2000000;
 
 static bool all_known(const struct discovery *found) {

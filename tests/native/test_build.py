@@ -16,9 +16,9 @@ HEADER = ROOT / "native" / "include" / "kvmgdb" / "kvmgdb.h"
 
 
 @pytest.fixture
-def declarations(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+def declarations(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
     monkeypatch.chdir(ROOT)
-    function: Callable[[str], str] = runpy.run_path("native/build_ffi.py")["declarations"]
+    function: Callable[[Path], str] = runpy.run_path("native/build_ffi.py")["declarations"]
     return function
 
 
@@ -32,18 +32,21 @@ def test_every_function_of_the_header_can_be_called() -> None:
     assert declared <= set(dir(lib))
 
 
-def test_a_header_without_its_markers_is_refused(declarations: Callable[[str], str]) -> None:
-    text = HEADER.read_text()
-    assert "kvmgdb_memory_read" in declarations(text)
+def test_a_header_without_its_markers_is_refused(
+    declarations: Callable[[Path], str], tmp_path: Path
+) -> None:
+    assert "kvmgdb_memory_read" in declarations(HEADER)
     for marker in ("/* cffi: begin */", "/* cffi: end */"):
+        damaged = tmp_path / "kvmgdb.h"
+        damaged.write_text(HEADER.read_text().replace(marker, ""))
         with pytest.raises(ValueError, match="markers"):
-            declarations(text.replace(marker, ""))
+            declarations(damaged)
 
 
-def test_only_the_facade_imports_the_extension() -> None:
+def test_only_the_facades_import_the_extension() -> None:
     importers = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "kvmgdb").rglob("*.py")
         if re.search(r"^\s*(from|import) .*\b_native\b", path.read_text(), flags=re.MULTILINE)
     }
-    assert importers == {"kvmgdb/machine/native.py"}
+    assert importers == {"kvmgdb/machine/native.py", "kvmgdb/linux/native.py"}

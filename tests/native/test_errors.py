@@ -13,11 +13,13 @@ import pytest
 from kvmgdb._native import ffi, lib
 from kvmgdb.errors import (
     AccessDeniedError,
+    GuestDataError,
     HostError,
     InvalidRangeError,
     KvmgdbError,
     MemoryFault,
     NoRamError,
+    NotFoundError,
     ReadOnlyMemoryError,
     TargetGoneError,
 )
@@ -106,6 +108,8 @@ CASES: dict[str, tuple[Callable[[], None], type[KvmgdbError], dict[str, int]]] =
     ),
     "KVMGDB_ERR_READ_ONLY": (_read_only, ReadOnlyMemoryError, {"address": 0x8010}),
     "KVMGDB_ERR_IO": (_io, HostError, {"os_error": errno.EIO}),
+    "KVMGDB_ERR_NOT_FOUND": (_made_up("KVMGDB_ERR_NOT_FOUND", 0), NotFoundError, {}),
+    "KVMGDB_ERR_MALFORMED": (_made_up("KVMGDB_ERR_MALFORMED", 0), GuestDataError, {}),
 }
 
 

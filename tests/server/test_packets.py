@@ -156,10 +156,15 @@ def test_range_stepping(server: KvmgdbServer, guest: WatchedGuest, hot: int) -> 
         assert client.receive().startswith(b"T05")
         rip = guest.register("RIP", int(thread) - 1)
         assert not hot <= rip < hot + 12
-        # A range that the vCPU is not in is left with the first step.
-        client.send(frame(b"vCont;r%x,%x:%b" % (hot, hot, thread)))
-        assert client.receive().startswith(b"T05")
-        assert guest.register("RIP", int(thread) - 1) != rip
+        # A range that the vCPU is not in is left with the first step. An instruction
+        # with a repeat prefix is stepped in place.
+        for _ in range(8):
+            client.send(frame(b"vCont;r%x,%x:%b" % (hot, hot, thread)))
+            assert client.receive().startswith(b"T05")
+            if guest.register("RIP", int(thread) - 1) != rip:
+                break
+        else:
+            pytest.fail(f"the vCPU does not leave {rip:#x}")
 
 
 def test_stepping_one_vcpu(server: KvmgdbServer, guest: WatchedGuest) -> None:
