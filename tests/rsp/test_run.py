@@ -41,14 +41,15 @@ def test_why(client: Client, rom_guest: RomGuest) -> None:
 def test_a_stop_reply_carries_registers(client: Client) -> None:
     parts = stop(client.ask(b"vCont;s:p1.1"))
     block = client.ask(b"g")
-    shown = 0
+    shown = set()
     for key, text in parts.items():
         if re.fullmatch(r"[0-9a-f]{2,}", key) and key not in ("core",):
             register = next(r for r in BY_NAME.values() if r.number == int(key, 16))
             offset = 2 * register.offset
             assert text.encode() == block[offset : offset + 2 * register.size], register.name
-            shown += 1
-    assert shown >= 18
+            shown.add(register.name)
+    # What GDB needs to find the frame, after every stop.
+    assert shown >= {"rip", "rsp", "rbp", "eflags"}
 
 
 @pytest.mark.parametrize(
