@@ -24,7 +24,9 @@ def info(target: str | None, as_json: bool) -> None:
     The guest is stopped for milliseconds, to read its control registers.
     """
     with attached(target) as machine:
-        facts = {"machine": _machine_facts(machine), **_kernel_facts(machine)}
+        # The kernel first: reading it finds where guest RAM lies.
+        kernel = _kernel_facts(machine)
+        facts = {"machine": _machine_facts(machine), **kernel}
     if as_json:
         print_json(facts)
         return
@@ -54,7 +56,7 @@ def _machine_facts(machine: Machine) -> dict[str, object]:
         "pid": about.pid,
         "accelerator": about.accelerator,
         "vcpus": about.vcpus,
-        "memory": sum(region.size for region in about.regions if not region.read_only),
+        "memory": sum(r.size for r in about.regions if not r.read_only) or None,
         "machine_state": about.state,
         "notes": list(about.notes),
     }
