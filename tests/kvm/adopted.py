@@ -18,7 +18,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -103,14 +103,16 @@ class Qemu:
     def ask(self, command: str, **arguments: Any) -> Any:
         """One command of QMP; what QEMU returns."""
         request = {"execute": command, "arguments": arguments}
-        self._monitor.write(json.dumps(request).encode() + b"\n")
+        with suppress(BrokenPipeError):  # then there is nothing to read either
+            self._monitor.write(json.dumps(request).encode() + b"\n")
         while line := self._monitor.readline():
             answer = json.loads(line)
             if "event" in answer:
                 continue
             assert "return" in answer, f"QEMU refuses {command}: {answer}"
             return answer["return"]
-        raise AssertionError(f"QEMU has ended: {(self._work / 'log').read_text()}")
+        printed = (self._work / "log").read_text() + self.console()[-2000:]
+        raise AssertionError(f"QEMU has ended; it and the guest printed: {printed}")
 
     def hmp(self, line: str, vcpu: int = 0) -> str:
         """What QEMU's human monitor prints, about one vCPU."""
@@ -199,7 +201,7 @@ class LinuxUnderKvm:
         before = self.counters()
 
         def all_grew() -> bool:
-            assert self.qemu.process.poll() is None, "QEMU has ended"
+            assert self.qemu.ask("query-status")["status"] == "running"
             return all(now > then for now, then in zip(self.counters(), before, strict=True))
 
         wait_for("every process of the guest computes", all_grew, PROGRESS_SECONDS)

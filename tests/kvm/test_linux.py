@@ -7,6 +7,7 @@ import re
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.support.server import KvmgdbServer
 pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(240)]
 
 _VCPUS = 2
+_TRAP_FLAG = 1 << 8
 _LOCAL_TIMER_VECTOR = 0xEC  # arch/x86/include/asm/irq_vectors.h
 _GATE_SIZE = 16
 _KERNEL_CS, _USER_CS = 0x10, 0x33  # arch/x86/include/asm/segment.h
@@ -27,28 +29,53 @@ _TICK = "asm_sysvec_apic_timer_interrupt"
 _SLOW = 90.0  # seconds: a KVM that interprets guest code watches memory by stepping
 
 
+class _Shared:
+    """The guest that tests share; another takes its place when one has broken it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._stack = ExitStack()
+        self._guest: LinuxUnderKvm | None = None
+
+    def get(self) -> LinuxUnderKvm:
+        if self._guest is None:
+            self._guest = self._stack.enter_context(linux_under_kvm(self._kernel))
+        return self._guest
+
+    def drop(self) -> None:
+        self._guest = None
+        self._stack.close()
+
+
 @pytest.fixture(scope="module")
-def _linux(linux_kernel: Kernel) -> Iterator[LinuxUnderKvm]:
-    with linux_under_kvm(linux_kernel) as guest:
-        yield guest
+def _shared(linux_kernel: Kernel) -> Iterator[_Shared]:
+    shared = _Shared(linux_kernel)
+    yield shared
+    shared.drop()
 
 
 @pytest.fixture
-def code(_linux: LinuxUnderKvm) -> bytes:
+def code(_shared: _Shared) -> bytes:
     """The entry of the timer interrupt before a debugger came, by QEMU."""
-    return _linux.memory(_linux.symbol(_TICK), 64)
+    guest = _shared.get()
+    return guest.memory(guest.symbol(_TICK), 64)
 
 
 @pytest.fixture
-def linux(_linux: LinuxUnderKvm, code: bytes) -> Iterator[LinuxUnderKvm]:
+def linux(_shared: _Shared, code: bytes) -> Iterator[LinuxUnderKvm]:
     """The guest; after each test it computes on, and nothing of ours is in it."""
-    yield _linux
-    _linux.assert_progress()
-    assert _linux.memory(_linux.symbol(_TICK), len(code)) == code
-    for vcpu in range(_VCPUS):
-        assert _linux.register("DR7", vcpu) == 0x400
-        assert [_linux.register(f"DR{i}", vcpu) for i in range(4)] == [0] * 4
-        assert not _linux.register("RFL", vcpu) & 0x100  # TF
+    guest = _shared.get()
+    yield guest
+    try:
+        guest.assert_progress()
+        assert guest.memory(guest.symbol(_TICK), len(code)) == code
+        for vcpu in range(_VCPUS):
+            assert guest.register("DR7", vcpu) == 0x400
+            assert [guest.register(f"DR{i}", vcpu) for i in range(4)] == [0] * 4
+            assert not guest.register("RFL", vcpu) & _TRAP_FLAG
+    except BaseException:
+        _shared.drop()
+        raise
 
 
 @pytest.fixture
@@ -212,6 +239,36 @@ def test_watchpoint_on_jiffies(attached: GdbSession, linux: LinuxUnderKvm) -> No
         assert before < int(value["new"]) == attached.integer(f"*(unsigned long *) {jiffies:#x}")
         assert _writer(attached, jiffies), attached.cli("x/4i $pc - 16")
     attached.cli("delete")
+
+
+def _select_vcpu_in_user_mode(gdb: GdbSession) -> None:
+    for _ in range(200):
+        for vcpu in range(_VCPUS):
+            gdb.cli(f"thread {vcpu + 1}")
+            if gdb.integer("$cs") == _USER_CS:
+                return
+        gdb.resume()
+        time.sleep(0.01)
+        gdb.interrupt()
+    raise AssertionError("no vCPU is ever in user mode")
+
+
+def test_watching_leaves_no_trap_flag_in_the_guest(
+    attached: GdbSession, linux: LinuxUnderKvm
+) -> None:
+    """Where KVM watches by stepping, the flag that steps a vCPU must not get into
+    what an interrupt saves of the program that it interrupts: when that goes on
+    it would take a debug exception of nobody's, and die of it."""
+    for _ in range(3):
+        _select_vcpu_in_user_mode(attached)
+        # Where the processor saves them (SDM volume 3, "Stack Switching in 64-Bit
+        # Mode"): RIP, CS, RFLAGS, RSP, SS below RSP0 of the task state.
+        top = attached.integer("*(unsigned long *) ($tr_base + 4)")
+        attached.cli(f"watch *(unsigned long *) {linux.symbol('jiffies_64'):#x}")
+        assert attached.run_to_stop(seconds=_SLOW)["reason"] == "watchpoint-trigger"
+        attached.cli("delete")
+        assert attached.integer(f"*(unsigned long *) {top - 32:#x}") == _USER_CS
+        assert not attached.integer(f"*(unsigned long *) {top - 24:#x}") & _TRAP_FLAG
 
 
 def test_continue_and_interrupt(attached: GdbSession, linux: LinuxUnderKvm) -> None:
