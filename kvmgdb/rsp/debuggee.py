@@ -164,7 +164,7 @@ class Debuggee:
             return
         if self._machine is not None:
             self._guarded(lambda: self._drop_breakpoints(debugger))
-            self._let_run_if_wanted(None)
+            self._guarded(lambda: self._let_run_if_wanted(None))
 
     def _drop_breakpoints(self, debugger: Debugger) -> None:
         owned = [key for key, owners in self._breakpoints.items() if debugger in owners]
