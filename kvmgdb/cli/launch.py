@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvmgdb.demo.process import end
 from kvmgdb.errors import HostError, MachineError
 from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.interface import Machine
@@ -149,14 +150,3 @@ def _listens(path: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the machine, politely at first."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from kvmgdb.cli.launch import Boot, Launched, end, kvm_unusable, launch
+from kvmgdb.cli.launch import Boot, Launched, kvm_unusable, launch
 from kvmgdb.cli.serving import DEFAULT_LISTEN, connect_hint, log, serve
+from kvmgdb.demo.process import end
 from kvmgdb.errors import UsageError
 from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.server import ListenAddress, Server
