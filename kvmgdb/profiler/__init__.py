@@ -1,0 +1,1 @@
+"""Where a guest spends its time: recordings, and what is made of them."""
