@@ -1,4 +1,4 @@
-"""The compiled extension. Only kvmgdb.machine.native, which gives it types, imports it."""
+"""The compiled extension. The facades (*.native), which give it types, import it."""
 
 from typing import Any
 

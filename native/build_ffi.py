@@ -12,7 +12,7 @@ from cffi import FFI
 
 NATIVE = Path("native")
 INCLUDE = NATIVE / "include" / "kvmgdb"
-HEADERS = [INCLUDE / "kvmgdb.h", INCLUDE / "linux.h"]
+HEADERS = [INCLUDE / "kvmgdb.h", INCLUDE / "linux.h", INCLUDE / "symbols.h"]
 SOURCES = sorted(str(path) for path in (NATIVE / "src").rglob("*.c"))
 DEPENDS = sorted(str(path) for path in [*HEADERS, *(NATIVE / "src").rglob("*.h")])
 
@@ -40,7 +40,7 @@ ffibuilder = FFI()
 ffibuilder.cdef("typedef int... pid_t;" + "".join(map(declarations, HEADERS)) + PYTHON_CALLBACKS)
 ffibuilder.set_source(
     "kvmgdb._native",
-    "#include <kvmgdb/kvmgdb.h>\n#include <kvmgdb/linux.h>",
+    "".join(f"#include <kvmgdb/{header.name}>\n" for header in HEADERS),
     sources=SOURCES,
     depends=DEPENDS,
     include_dirs=[str(NATIVE / "include")],

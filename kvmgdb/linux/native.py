@@ -77,7 +77,7 @@ class SymbolTable:
     """Symbols by rising address."""
 
     def __init__(self, native: Any) -> None:
-        self._native = ffi.gc(native, lib.kvmgdb_symbols_destroy)
+        self.native = ffi.gc(native, lib.kvmgdb_symbols_destroy)
 
     @classmethod
     def from_kallsyms(
@@ -128,24 +128,24 @@ class SymbolTable:
         return cls(out[0])
 
     def __len__(self) -> int:
-        return int(lib.kvmgdb_symbols_count(self._native))
+        return int(lib.kvmgdb_symbols_count(self.native))
 
     def __getitem__(self, index: int) -> Symbol:
         symbol = ffi.new("struct kvmgdb_symbol *")
-        if index < 0 or lib.kvmgdb_symbols_get(self._native, index, symbol, ffi.NULL):
+        if index < 0 or lib.kvmgdb_symbols_get(self.native, index, symbol, ffi.NULL):
             raise IndexError(index)
         return _symbol(symbol)
 
     def __iter__(self) -> Iterator[Symbol]:
         symbol = ffi.new("struct kvmgdb_symbol *")
         for index in range(len(self)):
-            lib.kvmgdb_symbols_get(self._native, index, symbol, ffi.NULL)
+            lib.kvmgdb_symbols_get(self.native, index, symbol, ffi.NULL)
             yield _symbol(symbol)
 
     def at(self, address: int) -> Symbol | None:
         """The last symbol at or below ``address``."""
         symbol = ffi.new("struct kvmgdb_symbol *")
-        if lib.kvmgdb_symbols_at(self._native, _address(address), symbol, ffi.NULL):
+        if lib.kvmgdb_symbols_at(self.native, _address(address), symbol, ffi.NULL):
             return None
         return _symbol(symbol)
 
@@ -154,7 +154,7 @@ class SymbolTable:
         index = ffi.new("size_t *")
         symbol = ffi.new("struct kvmgdb_symbol *")
         text = name.encode("utf-8", "surrogateescape")
-        while not lib.kvmgdb_symbols_named(self._native, text, index, symbol, ffi.NULL):
+        while not lib.kvmgdb_symbols_named(self.native, text, index, symbol, ffi.NULL):
             yield _symbol(symbol)
 
     def address(self, name: str) -> int | None:
@@ -242,30 +242,30 @@ class BtfTable:
         """Raises GuestDataError."""
         out = ffi.new("struct kvmgdb_btf **")
         error = ffi.new("struct kvmgdb_error *")
-        native_base: Any = base._native if base else ffi.NULL
+        native_base: Any = base.native if base else ffi.NULL
         _check(
             lib.kvmgdb_btf_create(ffi.from_buffer(data), len(data), native_base, out, error),
             error,
         )
         self.base = base
-        self._native: Any = ffi.gc(out[0], lib.kvmgdb_btf_destroy)
+        self.native: Any = ffi.gc(out[0], lib.kvmgdb_btf_destroy)
 
     @property
     def ids(self) -> range:
         """The IDs of its own types, without those of the base."""
-        return range(lib.kvmgdb_btf_start(self._native), lib.kvmgdb_btf_end(self._native))
+        return range(lib.kvmgdb_btf_start(self.native), lib.kvmgdb_btf_end(self.native))
 
     def type(self, type_id: int) -> Type:
         out = ffi.new("struct kvmgdb_btf_type *")
         error = ffi.new("struct kvmgdb_error *")
-        _check(lib.kvmgdb_btf_type(self._native, type_id, out, error), error)
+        _check(lib.kvmgdb_btf_type(self.native, type_id, out, error), error)
         return _type(out)
 
     def strip(self, type_id: int) -> Type:
         """What is behind typedefs, qualifiers and tags."""
         out = ffi.new("struct kvmgdb_btf_type *")
         error = ffi.new("struct kvmgdb_error *")
-        _check(lib.kvmgdb_btf_strip(self._native, type_id, out, error), error)
+        _check(lib.kvmgdb_btf_strip(self.native, type_id, out, error), error)
         return _type(out)
 
     def find(self, name: str, *kinds: Kind) -> Type | None:
@@ -273,7 +273,7 @@ class BtfTable:
         out = ffi.new("uint32_t *")
         mask = sum(1 << kind for kind in kinds)
         text = name.encode("utf-8", "surrogateescape")
-        if lib.kvmgdb_btf_find(self._native, text, mask, out, ffi.NULL):
+        if lib.kvmgdb_btf_find(self.native, text, mask, out, ffi.NULL):
             return None
         return self.type(out[0])
 
@@ -281,13 +281,13 @@ class BtfTable:
         """In bytes. Raises GuestDataError for a type that has no size."""
         out = ffi.new("uint64_t *")
         error = ffi.new("struct kvmgdb_error *")
-        _check(lib.kvmgdb_btf_size(self._native, type_id, out, error), error)
+        _check(lib.kvmgdb_btf_size(self.native, type_id, out, error), error)
         return int(out[0])
 
     def member(self, type_id: int, index: int) -> Member:
         out = ffi.new("struct kvmgdb_btf_member *")
         error = ffi.new("struct kvmgdb_error *")
-        _check(lib.kvmgdb_btf_member(self._native, type_id, index, out, error), error)
+        _check(lib.kvmgdb_btf_member(self.native, type_id, index, out, error), error)
         return _member(out)
 
     def members(self, type_id: int) -> Iterator[Member]:
@@ -300,7 +300,7 @@ class BtfTable:
         error = ffi.new("struct kvmgdb_error *")
         try:
             text = name.encode("utf-8", "surrogateescape")
-            _check(lib.kvmgdb_btf_find_member(self._native, type_id, text, out, error), error)
+            _check(lib.kvmgdb_btf_find_member(self.native, type_id, text, out, error), error)
         except NotFoundError:
             return None
         return _member(out)
@@ -311,7 +311,7 @@ class BtfTable:
         error = ffi.new("struct kvmgdb_error *")
         listed = self.type(type_id)
         for index in range(listed.count):
-            _check(lib.kvmgdb_btf_value(self._native, type_id, index, out, error), error)
+            _check(lib.kvmgdb_btf_value(self.native, type_id, index, out, error), error)
             signed = listed.kind is Kind.ENUM or listed.signed
             yield _text(out.name), out.value if signed else out.value & (1 << 64) - 1
 
@@ -420,7 +420,7 @@ class UnwindTables:
         out = ffi.new("struct kvmgdb_unwinder **")
         error = ffi.new("struct kvmgdb_error *")
         _check(lib.kvmgdb_unwinder_create(out, error), error)
-        self._native: Any = ffi.gc(out[0], lib.kvmgdb_unwinder_destroy)
+        self.native: Any = ffi.gc(out[0], lib.kvmgdb_unwinder_destroy)
 
     def add(
         self, code: range, ip_address: int, ips: bytes, entries: bytes, layout: OrcLayout
@@ -441,7 +441,7 @@ class UnwindTables:
         count = min(len(ips) // 4, len(entries) // layout.entry_size)
         error = ffi.new("struct kvmgdb_error *")
         status = lib.kvmgdb_unwinder_add(
-            self._native,
+            self.native,
             _address(code.start),
             _address(code.stop),
             _address(ip_address),
@@ -473,7 +473,7 @@ class UnwindTables:
         from_call: bool = False,
     ) -> PreparedUnwind:
         """As :meth:`unwind`, to be called as often as wanted."""
-        return PreparedUnwind(self._native, registers, stacks, user_frames, from_call)
+        return PreparedUnwind(self.native, registers, stacks, user_frames, from_call)
 
 
 class PreparedUnwind:

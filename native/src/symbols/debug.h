@@ -1,0 +1,28 @@
+/* What is made so far of a file for debuggers. */
+#ifndef KVMGDB_SYMBOLS_DEBUG_H
+#define KVMGDB_SYMBOLS_DEBUG_H
+
+#include <kvmgdb/symbols.h>
+
+#include "buffer.h"
+
+#define MAX_AREAS 64
+
+struct kvmgdb_debug {
+  struct kvmgdb_debug_area areas[MAX_AREAS];
+  size_t area_count;
+  struct buffer sections[KVMGDB_DEBUG_SECTIONS];
+};
+
+/* Index of the area that holds `address`, or -1. */
+int area_of(const struct kvmgdb_debug *debug, uint64_t address);
+
+/* Empties sections: they are about to be made, or could not be. */
+void debug_reset(struct kvmgdb_debug *debug, uint32_t sections);
+
+/* KVMGDB_OK if all of `sections`, a mask, could be made; otherwise they are
+ * emptied, and the first failure is told. */
+enum kvmgdb_status debug_finish(struct kvmgdb_debug *debug, uint32_t sections,
+                                struct kvmgdb_error *error);
+
+#endif
