@@ -20,7 +20,7 @@ bench: setup
 
 # Removes what was built here. The cache of kernels (~/.cache/kvmgdb) stays.
 clean:
-	rm -rf .venv build dist *.egg-info kvmgdb/*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist *.egg-info kvmgdb/*.so kvmgdb/profiler/web/lib .mypy_cache .ruff_cache .pytest_cache
 	find kvmgdb tests scripts -name __pycache__ -prune -exec rm -rf {} +
 	@for part in native native/agent native/vmm; do \
 	  if [ -f $$part/Makefile ]; then $(MAKE) -s -C $$part clean || exit 1; fi; \

@@ -70,6 +70,10 @@ find_missing() {
     need gdb gdb
     if [ "$level" = test ]; then
         need clang-format clang-format
+        need tmux tmux
+        need chromedriver chromium-driver
+        command -v chromium >/dev/null ||
+            need chromium-headless-shell chromium-headless-shell
     fi
 }
 
@@ -110,7 +114,7 @@ system_packages() {
 fingerprint() {
     {
         printf '%s\n' "$PWD"
-        cat pyproject.toml setup.py
+        cat pyproject.toml setup.py scripts/web_libraries.py
         find native \( -name build -o -name .git \) -prune -o \
             -type f \( -name '*.[chS]' -o -name '*.py' -o -name '*.ld' -o -name Makefile \) \
             -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
@@ -163,4 +167,8 @@ flock 9 # one at a time in this checkout
 : >"$log"
 system_packages
 virtual_environment
+if [ "$level" = test ]; then
+    step "fetching a viewer of profiles" \
+        .venv/bin/python scripts/web_libraries.py speedscope build/speedscope
+fi
 .venv/bin/python -m kvmgdb.demo

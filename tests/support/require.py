@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 SYSTEM_GDB = "/usr/bin/gdb"
+SPEEDSCOPE = Path(__file__).resolve().parents[2] / "build" / "speedscope"
 PYPI_GDB = str(Path(sys.prefix) / "bin" / "gdb")
 
 # linux/kvm.h
@@ -56,6 +57,19 @@ def _kvm() -> str:
     return ""
 
 
+def chromium() -> str | None:
+    """A Chromium that draws without a screen."""
+    return shutil.which("chromium-headless-shell") or shutil.which("chromium")
+
+
+def _chromium() -> str:
+    return _program("chromedriver") or ("" if chromium() else "there is no chromium")
+
+
+def _speedscope() -> str:
+    return "" if (SPEEDSCOPE / "index.html").is_file() else f"there is no {SPEEDSCOPE}"
+
+
 # Each says why the machine does not have it, or nothing.
 NEEDS: dict[str, Callable[[], str]] = {
     "qemu": lambda: _program("qemu-system-x86_64"),
@@ -64,6 +78,9 @@ NEEDS: dict[str, Callable[[], str]] = {
     "cc": lambda: _program("gcc"),
     "apt": lambda: _program("apt-get", "apt-cache", "dpkg-deb"),
     "kvm": _kvm,
+    "chromium": _chromium,
+    "speedscope": _speedscope,
+    "tmux": lambda: _program("tmux"),
 }
 
 
