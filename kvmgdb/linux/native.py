@@ -362,6 +362,7 @@ class FrameSource(IntEnum):
     ENTRY = lib.KVMGDB_FRAME_ENTRY
     FRAME_POINTER = lib.KVMGDB_FRAME_POINTER
     USER_REGISTERS = lib.KVMGDB_FRAME_USER_REGISTERS
+    STACK_TOP = lib.KVMGDB_FRAME_STACK_TOP
 
 
 class UnwindEnd(IntEnum):
@@ -375,6 +376,16 @@ class UnwindEnd(IntEnum):
     NO_REGISTER = lib.KVMGDB_UNWIND_NO_REGISTER
     LOOP = lib.KVMGDB_UNWIND_LOOP
     FULL = lib.KVMGDB_UNWIND_FULL
+    NO_ENTRY = lib.KVMGDB_UNWIND_NO_ENTRY
+
+
+class Code(IntEnum):
+    """Code that unwind tables leave out: see enum kvmgdb_code."""
+
+    THUNK = lib.KVMGDB_CODE_THUNK
+    SYSCALL = lib.KVMGDB_CODE_SYSCALL
+    IRET = lib.KVMGDB_CODE_IRET
+    COPY = lib.KVMGDB_CODE_COPY
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +411,7 @@ class Unwound:
     address: int
 
 
-REGISTERS = ("ip", "sp", "bp", "ax", "dx", "di", "r10", "r13")
+REGISTERS = ("ip", "sp", "bp", "ax", "dx", "di", "r10", "r13", "cx")
 
 
 @dataclass(frozen=True)
@@ -453,6 +464,15 @@ class UnwindTables:
         )
         _check(status, error)
         self.numbering = native.registers
+
+    def mark(self, code: range, what: Code, original: int = 0) -> None:
+        """Says what ``code`` (GVAs) is, of which no table has a rule."""
+        error = ffi.new("struct kvmgdb_error *")
+        start, stop = _address(code.start), _address(code.stop)
+        _check(
+            lib.kvmgdb_unwinder_mark(self._native, start, stop, what, _address(original), error),
+            error,
+        )
 
     def unwind(
         self,

@@ -19,6 +19,7 @@ from kvmgdb.linux.native import (
     Unwound,
 )
 from kvmgdb.linux.objects import Object
+from kvmgdb.linux.undescribed import undescribed_code
 from kvmgdb.machine.native import Paging
 from kvmgdb.machine.registers import RegisterFile
 
@@ -52,6 +53,7 @@ _ENDS = {
     UnwindEnd.NO_REGISTER: "the rule for {address:#x} needs a register that is lost",
     UnwindEnd.LOOP: "the stack does not get shorter at {address:#x}",
     UnwindEnd.FULL: "there are more frames, from {address:#x} on",
+    UnwindEnd.NO_ENTRY: "code at {address:#x} was entered from nowhere that can be read",
 }
 
 
@@ -81,6 +83,7 @@ class NamedFrame:
             FrameSource.ENTRY: "interrupted",
             FrameSource.FRAME_POINTER: "frame pointer",
             FrameSource.USER_REGISTERS: "user mode",
+            FrameSource.STACK_TOP: "top of stack",
         }[self.frame.source]
 
 
@@ -102,6 +105,8 @@ class Unwinder:
         self.tables = UnwindTables()
         self.problems: list[str] = []
         self._add_kernel()
+        for code, what in undescribed_code(kernel.symbols):
+            self.tables.mark(code, what)
         for module in self.modules:
             try:
                 self._add_module(
@@ -184,6 +189,7 @@ class Unwinder:
             ("di", "rdi"),
             ("r10", "r10"),
             ("r13", "r13"),
+            ("cx", "rcx"),
         ):
             value = registers.get(theirs)
             if value is not None:

@@ -275,6 +275,31 @@ enum kvmgdb_status kvmgdb_unwinder_add(struct kvmgdb_unwinder *unwinder,
                                        struct kvmgdb_orc_layout *layout,
                                        struct kvmgdb_error *error);
 
+/* Code that its table does not describe, or that has none. */
+enum kvmgdb_code {
+  /* Jumps on to where it was told to, by a return of its own perhaps
+     (retpolines): the caller's address is on top of the stack. */
+  KVMGDB_CODE_THUNK = 1,
+  /* Between SYSCALL or SYSRET and the task's stack: cx is user mode's ip. */
+  KVMGDB_CODE_SYSCALL = 2,
+  /* To and from user mode by an interrupt's frame, which is close above the
+     stack pointer, or where di points while it is copied. */
+  KVMGDB_CODE_IRET = 3,
+  /* A copy of other code, whose rules hold (trampolines of ftrace). */
+  KVMGDB_CODE_COPY = 4,
+};
+
+/*
+ * Says what the code in [start, end) is, where no rule is known for it;
+ * `original` is what a COPY is a copy of, else 0. Ranges must not overlap
+ * (INVALID, os_error EEXIST).
+ */
+enum kvmgdb_status kvmgdb_unwinder_mark(struct kvmgdb_unwinder *unwinder,
+                                        uint64_t start, uint64_t end,
+                                        enum kvmgdb_code code,
+                                        uint64_t original,
+                                        struct kvmgdb_error *error);
+
 /* A copy of `length` bytes of guest memory from `address` on. */
 struct kvmgdb_stack {
   uint64_t address;
@@ -284,7 +309,7 @@ struct kvmgdb_stack {
 
 /* The registers that unwinding needs, as bits of `known` in this order. */
 struct kvmgdb_unwind_registers {
-  uint64_t ip, sp, bp, ax, dx, di, r10, r13;
+  uint64_t ip, sp, bp, ax, dx, di, r10, r13, cx;
   uint32_t known;
 };
 
@@ -295,11 +320,13 @@ enum kvmgdb_frame_source {
   KVMGDB_FRAME_ENTRY = 3,          /* registers saved at an entry, by ORC */
   KVMGDB_FRAME_POINTER = 4,        /* a return address, by frame pointer */
   KVMGDB_FRAME_USER_REGISTERS = 5, /* user mode's registers, at an entry */
+  KVMGDB_FRAME_STACK_TOP = 6, /* the address on top of the stack, in a thunk or
+                                 after a call of nothing */
 };
 
 struct kvmgdb_frame {
   uint64_t ip;
-  uint64_t sp; /* when the frame is returned to */
+  uint64_t sp; /* when the frame is returned to; 0: not known (user mode) */
   uint64_t bp;
   int source;   /* enum kvmgdb_frame_source */
   int is_exact; /* ip is an instruction that was interrupted or is to run
@@ -319,6 +346,8 @@ enum kvmgdb_unwind_end {
   KVMGDB_UNWIND_NO_REGISTER = 6, /* a rule needs a register that is lost */
   KVMGDB_UNWIND_LOOP = 7,        /* the stack did not get shorter */
   KVMGDB_UNWIND_FULL = 8,        /* there are as many frames as room */
+  KVMGDB_UNWIND_NO_ENTRY = 9,    /* no registers of interrupted code lie where
+                                    the rule for `address` has them */
 };
 
 struct kvmgdb_unwind_result {

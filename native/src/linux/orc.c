@@ -208,6 +208,7 @@ void kvmgdb_unwinder_destroy(struct kvmgdb_unwinder *unwinder) {
   for (size_t i = 0; i < unwinder->count; i++)
     table_free(&unwinder->tables[i]);
   free(unwinder->tables);
+  free(unwinder->marks);
   free(unwinder);
 }
 

@@ -53,13 +53,27 @@ struct orc_table {
   size_t count;
 };
 
+/* What code in [start, end) is that no table describes. */
+struct orc_mark {
+  uint64_t start;
+  uint64_t end;
+  enum kvmgdb_code code;
+  uint64_t original;
+};
+
 struct kvmgdb_unwinder {
   struct orc_table *tables; /* by rising start */
   size_t count;
+  struct orc_mark *marks; /* by rising start */
+  size_t mark_count;
 };
 
 /* The rule for the instruction at `ip`; NULL where no table has one. */
 const struct orc_rule *orc_find(const struct kvmgdb_unwinder *unwinder,
                                 uint64_t ip);
+
+/* What the code at `ip` was said to be; NULL where nothing was. */
+const struct orc_mark *orc_find_mark(const struct kvmgdb_unwinder *unwinder,
+                                     uint64_t ip);
 
 #endif
