@@ -470,7 +470,7 @@ class UnwindTables:
         error = ffi.new("struct kvmgdb_error *")
         start, stop = _address(code.start), _address(code.stop)
         _check(
-            lib.kvmgdb_unwinder_mark(self._native, start, stop, what, _address(original), error),
+            lib.kvmgdb_unwinder_mark(self.native, start, stop, what, _address(original), error),
             error,
         )
 
