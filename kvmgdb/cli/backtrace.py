@@ -9,6 +9,7 @@ import click
 from kvmgdb.cli.guest import attached, note, print_json, stopped_for
 from kvmgdb.errors import KvmgdbError
 from kvmgdb.linux.attach import find_kernel
+from kvmgdb.linux.figures import task_paging
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.stacks import Backtrace, Unwinder
 from kvmgdb.linux.tasks import Task, cpu_of_vcpu, current_task, list_tasks, read_task
@@ -58,14 +59,16 @@ def backtrace(target: str | None, all_tasks: bool, as_json: bool) -> None:
 
 def _of_vcpu(kernel: Kernel, unwinder: Unwinder, vcpu: Vcpu) -> _Stack:
     registers = vcpu.read_registers(_GROUPS)
-    task = None
+    task, paging = None, vcpu.paging()
     try:
         cpu = cpu_of_vcpu(kernel, registers.get("gs_base"), registers.get("k_gs_base"))
         if cpu is not None:
             task = read_task(current_task(kernel, cpu))
+            # For a moment of a task switch, the vCPU has those of the next task already.
+            paging = task_paging(kernel, task.object) or paging
     except KvmgdbError as error:
         note(f"vCPU {vcpu.index}: {error}")
-    return _Stack(vcpu.index, task, unwinder.of_vcpu(registers, vcpu.paging()))
+    return _Stack(vcpu.index, task, unwinder.of_vcpu(registers, paging))
 
 
 def _add_sleeping(kernel: Kernel, unwinder: Unwinder, stacks: list[_Stack]) -> str | None:

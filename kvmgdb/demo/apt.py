@@ -33,7 +33,8 @@ NETWORK_REMEDY = "check the network, and the mirror and proxy in apt's configura
 class Package:
     """A package that apt can download; sizes in bytes.
 
-    ``images`` are the kernel packages that it depends on.
+    ``images`` are the kernel packages that it depends on, ``parts`` those that a
+    kernel package of 2026 and later is empty without.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Package:
     size: int
     installed_size: int
     images: tuple[str, ...]
+    parts: tuple[str, ...]
 
 
 class Apt:
@@ -191,13 +193,15 @@ def unpack(package: Path, directory: Path) -> None:
 def _parse(stanza: str) -> Package | None:
     """A package from what ``apt-cache show`` prints of it (deb822(5))."""
     fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", stanza, re.MULTILINE))
+    depends = fields.get("Depends", "")
     try:
         return Package(
             name=fields["Package"],
             version=fields["Version"],
             size=int(fields["Size"]),
             installed_size=int(fields.get("Installed-Size", "0")) * 1024,
-            images=tuple(re.findall(r"(?:^|, )(linux-image-[^ ,|]+)", fields.get("Depends", ""))),
+            images=tuple(re.findall(r"(?:^|, )(linux-image-[^ ,|]+)", depends)),
+            parts=tuple(re.findall(r"(?:^|, )(linux-(?:base|binary|modules)-\d[^ ,|]*)", depends)),
         )
     except (KeyError, ValueError):
         return None

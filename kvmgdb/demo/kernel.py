@@ -93,56 +93,71 @@ def _fetch(cache: Path, package: str, suite: str | None) -> str:
     try:
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as work:
             directory = Path(work)
-            archive = _download(cache_directory("apt"), package, suite, directory)
             tree = directory / "tree"
-            unpack(archive, tree)
-            archive.unlink()
+            for archive in _download(cache_directory("apt"), package, suite, directory):
+                unpack(archive, tree)
+                archive.unlink()
             return _adopt(tree, directory / "kernel", cache)
     except OSError as error:
         raise HostError(f"cannot write to {cache}", error.errno or 0) from None
 
 
-def _download(state: Path, pattern: str, suite: str | None, directory: Path) -> Path:
-    """Downloads the image package behind ``pattern``: with the machine's own lists
-    where they serve, else with fresh ones."""
+def _download(state: Path, pattern: str, suite: str | None, directory: Path) -> list[Path]:
+    """Downloads the packages behind ``pattern``: with the machine's own lists where
+    they serve, else with fresh ones."""
     if suite is None:
         apt = Apt()
-        image = _resolve(apt, pattern)
-        if image is not None:
-            _check_space(image, directory)
+        packages = _resolve(apt, pattern)
+        if packages:
+            _check_space(packages, directory)
             try:
-                return apt.download(image, directory)
+                return _download_all(apt, packages, directory)
             except HostError:
                 # The machine's lists can name a version that its mirror has
                 # since replaced; fresh lists tell.
                 for rest in directory.iterdir():
-                    rest.unlink()
+                    shutil.rmtree(rest)
     apt = Apt(state / (suite or "machine"), suite)
     apt.update()
-    image = _resolve(apt, pattern)
-    if image is None:
+    packages = _resolve(apt, pattern)
+    if not packages:
         raise HostError(
             f"Debian's package lists have no kernel package {pattern!r}"
             + (f" in {suite}" if suite else ""),
             remedy="check apt's sources and the network (`apt-get update` says what fails)",
         )
-    _check_space(image, directory)
-    return apt.download(image, directory)
+    _check_space(packages, directory)
+    return _download_all(apt, packages, directory)
 
 
-def _resolve(apt: Apt, pattern: str) -> Package | None:
+def _download_all(apt: Apt, packages: list[Package], directory: Path) -> list[Path]:
+    archives = []
+    for package in packages:
+        place = directory / package.name
+        place.mkdir()
+        archives.append(apt.download(package, place))
+    return archives
+
+
+def _resolve(apt: Apt, pattern: str) -> list[Package]:
+    """The packages that hold the kernel: one, or its image, modules and the rest."""
     package = apt.find(pattern)
     if package is not None and package.images:
-        return apt.find(package.images[0])
-    return package
+        package = apt.find(package.images[0])
+    if package is None:
+        return []
+    if not any(name.startswith("linux-binary-") for name in package.parts):
+        return [package]
+    parts = [apt.find(name) for name in package.parts]
+    return [part for part in parts if part is not None]
 
 
-def _check_space(package: Package, directory: Path) -> None:
-    needed = package.size + package.installed_size + (16 << 20)
+def _check_space(packages: list[Package], directory: Path) -> None:
+    needed = sum(package.size + package.installed_size for package in packages) + (16 << 20)
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise HostError(
-            f"{directory.parent} has {free >> 20} MiB free, and {package.name} needs "
+            f"{directory.parent} has {free >> 20} MiB free, and {packages[0].name} needs "
             f"{needed >> 20} MiB",
             remedy="free some space, or set XDG_CACHE_HOME to another directory",
         )
@@ -150,24 +165,28 @@ def _check_space(package: Package, directory: Path) -> None:
 
 def _adopt(tree: Path, kernel: Path, cache: Path) -> str:
     """Moves what we keep of an unpacked package into the cache."""
-    images = sorted((tree / "boot").glob("vmlinuz-*"))
+    # In /boot, or since 2026 beside the modules, which Debian 13 moved to /usr/lib.
+    images = [*(tree / "boot").glob("vmlinuz-*"), *tree.glob("usr/lib/modules/*/vmlinuz")]
     if len(images) != 1:
         raise HostError(f"the kernel package holds {len(images)} kernel images, not 1")
     (image,) = images
-    release = image.name.removeprefix("vmlinuz-")
+    if image.name == "vmlinuz":
+        release, config = image.parent.name, image.parent / "config"
+    else:
+        release = image.name.removeprefix("vmlinuz-")
+        config = image.parent / f"config-{release}"
     with image.open("rb") as file:
         header = file.read(_MAGIC_OFFSET + len(_MAGIC))
     if header[_MAGIC_OFFSET:] != _MAGIC:
         raise HostError(f"{image.name} of the kernel package is not a bzImage")
     kernel.mkdir()
     image.rename(kernel / "vmlinuz")
-    (tree / "boot" / f"config-{release}").rename(kernel / "config")
-    # Debian 13 moved /lib to /usr/lib.
+    config.rename(kernel / "config")
     places = (tree / prefix / "modules" / release for prefix in ("lib", "usr/lib"))
     for place in places:
         if place.is_dir():
             place.rename(kernel / "modules")
-    if not (kernel / "modules").is_dir():
+    if not (kernel / "modules" / "kernel").is_dir():
         raise HostError(f"the kernel package of {release} holds no modules")
     final = cache / release
     if _load(final) is None:

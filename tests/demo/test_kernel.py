@@ -133,6 +133,8 @@ def test_the_cache_of_a_user_without_a_place(
     [
         (DEFAULT_PACKAGE, "bookworm-backports"),
         ("linux-image-6.1.0-*-rt-amd64", None),
+        # In several packages.
+        (DEFAULT_PACKAGE, "sid"),
     ],
 )
 def test_other_kernels_boot(start_linux_guest: StartGuest, package: str, suite: str | None) -> None:

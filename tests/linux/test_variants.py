@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from kvmgdb.demo.guest import GuestOptions
 from kvmgdb.demo.kernel import Kernel as KernelFiles
 from kvmgdb.linux.attach import find_kernel, stopped
+from kvmgdb.linux.figures import task_paging
 from kvmgdb.linux.identity import LINKED_AT, identify
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.locate import locate
 from kvmgdb.linux.stacks import Unwinder
-from kvmgdb.linux.tasks import list_tasks
-from kvmgdb.machine.interface import Machine, Vcpu
+from kvmgdb.linux.tasks import current_task, list_tasks
+from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.native import PagingMode
 from kvmgdb.machine.registers import Group
 from kvmgdb.machine.target import parse_target
@@ -23,7 +22,7 @@ from tests.linux.probed import ProbedGuest
 from tests.linux.test_state import check_log, check_modules
 from tests.linux.test_symbols import own_symbols
 
-SAMPLES = 1000
+SAMPLES = 500
 SYSCALL = b"\x0f\x05"
 # Where user mode goes on behind the instruction that it called the kernel with.
 SYSCALL_CODE = ("entry_SYSCALL_64", "syscall_return_via_sysret", "entry_SYSRETQ")
@@ -73,17 +72,17 @@ def check_running_code(kernel: Kernel, machine: Machine) -> None:
                 from_user += bool(inner)
                 if inner and str(inner[-1].symbol).startswith(SYSCALL_CODE):
                     ip = outer[0].frame.ip
-                    assert _user_code(kernel, vcpu, ip - 2) == SYSCALL, trace
+                    assert _user_code(kernel, vcpu.index, ip - 2) == SYSCALL, trace
                     system_calls += 1
     assert from_user > 0
     assert system_calls > 0
 
 
-def _user_code(kernel: Kernel, vcpu: Vcpu, address: int) -> bytes:
-    """Two bytes of the program, through the kernel's half of its page tables."""
-    paging = vcpu.paging()
+def _user_code(kernel: Kernel, cpu: int, address: int) -> bytes:
+    """Two bytes of the program that a CPU executes."""
+    paging = task_paging(kernel, current_task(kernel, cpu))
     assert paging is not None
-    return kernel.memory.read_virtual(replace(paging, cr3=paging.cr3 & ~(1 << 12)), address, 2)
+    return kernel.memory.read_virtual(paging, address, 2)
 
 
 @pytest.mark.slow
