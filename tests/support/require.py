@@ -58,8 +58,9 @@ def _kvm() -> str:
 
 
 def chromium() -> str | None:
-    """A Chromium that draws without a screen."""
-    return shutil.which("chromium-headless-shell") or shutil.which("chromium")
+    """A Chromium that draws without a screen. Debian's program of that name is a
+    script that stays between the browser and whoever wants to end it."""
+    return shutil.which("/usr/lib/chromium/chromium-headless-shell") or shutil.which("chromium")
 
 
 def _chromium() -> str:

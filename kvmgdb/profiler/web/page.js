@@ -2,7 +2,7 @@
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const element = (id) => document.getElementById(id);
-  const total = data.tree.value;
+  const total = data.tree.v;
 
   // Hue of each kind of frame; what a function's name adds is its lightness.
   const HUES = {
@@ -159,7 +159,7 @@
       const swatch = document.createElement("i");
       swatch.style.background = color(kind, name);
       const entry = document.createElement("span");
-      entry.append(swatch, name);
+      entry.append(swatch, `${name} `);
       element("legend").append(entry);
     }
   }
