@@ -422,14 +422,14 @@ class Memory:
         self, paging: Paging, gva: int, length: int, binary: bool, prefix: bytes = b""
     ) -> tuple[bytes, int, KvmgdbError | None]:
         """A frame of the remote protocol with ``prefix`` and guest-virtual memory,
-        escaped or as hex digits, which is no Python object on its way. Also
-        returns how many bytes it holds and why they are fewer than asked for."""
+        escaped or as hex digits, run-length encoded, which is no Python object
+        on its way. Also returns how many bytes it holds and why they are fewer than asked for."""
         with self._lock:
             data = self._data.reserve(_bounded(length))
             done, failure = self._read_virtual_into(paging, gva, data, length)
             frame = self._frame.reserve(len(prefix) + 2 * done + 4)
             encode = lib.kvmgdb_rsp_frame_binary if binary else lib.kvmgdb_rsp_frame_hex
-            size = encode(prefix, len(prefix), data, done, frame)
+            size = encode(prefix, len(prefix), data, done, True, frame)
             return bytes(ffi.buffer(frame, size)), done, failure
 
     def next_extent(
@@ -554,20 +554,22 @@ def rsp_frame(payload: bytes, binary: bool, runs: bool) -> bytes:
     return bytes(ffi.buffer(out, size))
 
 
-def rsp_frame_hex(prefix: bytes, data: Bytes) -> bytes:
-    """A frame with ``prefix`` as it is and ``data`` as hex digits."""
-    return _frame(lib.kvmgdb_rsp_frame_hex, prefix, data)
+def rsp_frame_hex(prefix: bytes, data: Bytes, runs: bool) -> bytes:
+    """A frame with ``prefix`` as it is and ``data`` as hex digits, run-length
+    encoded where ``runs``."""
+    return _frame(lib.kvmgdb_rsp_frame_hex, prefix, data, runs)
 
 
-def rsp_frame_binary(prefix: bytes, data: Bytes) -> bytes:
-    """A frame with ``prefix`` as it is and ``data`` escaped."""
-    return _frame(lib.kvmgdb_rsp_frame_binary, prefix, data)
+def rsp_frame_binary(prefix: bytes, data: Bytes, runs: bool) -> bytes:
+    """A frame with ``prefix`` as it is and ``data`` escaped, run-length encoded
+    where ``runs``."""
+    return _frame(lib.kvmgdb_rsp_frame_binary, prefix, data, runs)
 
 
-def _frame(encode: Any, prefix: bytes, data: Bytes) -> bytes:
+def _frame(encode: Any, prefix: bytes, data: Bytes, runs: bool) -> bytes:
     source = ffi.from_buffer(data)
     out = _allocate("char[]", len(prefix) + 2 * len(source) + 4)
-    size = encode(prefix, len(prefix), source, len(source), out)
+    size = encode(prefix, len(prefix), source, len(source), runs, out)
     return bytes(ffi.buffer(out, size))
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # What we announce: bytes of the longest packet either side may send. A memory
 # read carries half as much in hex.
-PACKET_SIZE = 0x20000
+PACKET_SIZE = 0x80000
 
 
 @dataclass(slots=True)

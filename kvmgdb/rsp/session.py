@@ -77,6 +77,11 @@ class Session:
         return self.debuggee.machine
 
     @property
+    def holds_guest(self) -> bool:
+        """Whether this debugger is at its prompt, and the guest stands for it."""
+        return self.debuggee.holds(self)
+
+    @property
     def has_machine(self) -> bool:
         """Whether this debugger is attached to a machine that is there."""
         return self.debuggee.has(self)

@@ -29,6 +29,11 @@ static inline block block_equal(block bytes, char value) {
   return _mm_cmpeq_epi8(bytes, _mm_set1_epi8(value));
 }
 
+/* Which bytes of two blocks are the same. */
+static inline block block_same(block a, block b) {
+  return _mm_cmpeq_epi8(a, b);
+}
+
 static inline block block_or(block a, block b) { return _mm_or_si128(a, b); }
 
 static inline unsigned block_mask(block bytes) {
@@ -73,6 +78,8 @@ static inline void block_store(uint8_t *to, block bytes) {
 static inline block block_equal(block bytes, char value) {
   return (block)(bytes == (uint8_t)value);
 }
+
+static inline block block_same(block a, block b) { return (block)(a == b); }
 
 static inline block block_or(block a, block b) { return a | b; }
 

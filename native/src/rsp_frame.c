@@ -18,6 +18,9 @@ uint8_t kvmgdb_rsp_checksum(const void *data, size_t length) {
   return (uint8_t)sum;
 }
 
+/* Bytes that are encoded at once where runs are looked for. */
+#define PIECE 2048
+
 static const char digits[] = "0123456789abcdef";
 
 /* Bytes that a payload of the protocol never holds as they are. */
@@ -91,18 +94,54 @@ static size_t writable_run(size_t more) {
   return 0;
 }
 
+/* How many bytes of [data, end) are `byte`, at most RSP_RUN_MAX. */
+static size_t count_run(const uint8_t *data, const uint8_t *end, uint8_t byte) {
+  size_t count = 0;
+  size_t most = (size_t)(end - data);
+  if (most > RSP_RUN_MAX)
+    most = RSP_RUN_MAX;
+  while (count + BLOCK <= most) {
+    unsigned other =
+        0xffff & ~block_mask(block_equal(block_load(data + count), (char)byte));
+    if (other)
+      return count + (size_t)__builtin_ctz(other);
+    count += BLOCK;
+  }
+  while (count < most && data[count] == byte)
+    count++;
+  return count;
+}
+
+/*
+ * How many bytes at the start of a block are surely before a run that is worth
+ * writing: RSP_RUN_MIN more of the same byte. Reads BLOCK + 1 bytes.
+ */
+static size_t before_run(const uint8_t *data) {
+  unsigned same =
+      block_mask(block_same(block_load(data), block_load(data + 1)));
+  unsigned runs = same & same >> 1 & same >> 2;
+  return runs ? (size_t)__builtin_ctz(runs) : BLOCK + 1 - RSP_RUN_MIN;
+}
+
+/* Never writes more than it reads. */
 static uint8_t *compress(const uint8_t *data, size_t length, uint8_t *out) {
-  for (size_t i = 0; i < length;) {
-    uint8_t byte = data[i++];
+  const uint8_t *end = data + length;
+  while (data < end) {
+    if ((size_t)(end - data) > BLOCK + RSP_RUN_MIN) {
+      size_t plain = before_run(data);
+      block_store(out, block_load(data));
+      data += plain;
+      out += plain;
+      if (plain == BLOCK + 1 - RSP_RUN_MIN)
+        continue;
+    }
+    uint8_t byte = *data++;
     *out++ = byte;
-    size_t more = 0;
-    while (more < RSP_RUN_MAX && i + more < length && data[i + more] == byte)
-      more++;
-    size_t run = writable_run(more);
+    size_t run = writable_run(count_run(data, end, byte));
     if (run) {
       *out++ = RSP_RUN;
       *out++ = (uint8_t)(run + RSP_RUN_BIAS);
-      i += run;
+      data += run;
     }
   }
   return out;
@@ -145,14 +184,34 @@ static uint8_t *put_prefix(const void *prefix, size_t length, uint8_t *out) {
   return out + 1 + length;
 }
 
+typedef uint8_t *encoder(const uint8_t *data, size_t length, uint8_t *out);
+
+/* Encodes piece by piece, so that what is compressed is in the cache. */
+static uint8_t *encode_runs(encoder *encode, const uint8_t *data, size_t length,
+                            uint8_t *out) {
+  uint8_t encoded[2 * PIECE];
+  while (length) {
+    size_t piece = length < PIECE ? length : PIECE;
+    const uint8_t *end = encode(data, piece, encoded);
+    out = compress(encoded, (size_t)(end - encoded), out);
+    data += piece;
+    length -= piece;
+  }
+  return out;
+}
+
 size_t kvmgdb_rsp_frame_hex(const void *prefix, size_t prefix_length,
-                            const void *data, size_t length, void *out) {
+                            const void *data, size_t length, int runs,
+                            void *out) {
   uint8_t *end = put_prefix(prefix, prefix_length, out);
-  return close_frame(out, hex(data, length, end));
+  return close_frame(out, runs ? encode_runs(hex, data, length, end)
+                               : hex(data, length, end));
 }
 
 size_t kvmgdb_rsp_frame_binary(const void *prefix, size_t prefix_length,
-                               const void *data, size_t length, void *out) {
+                               const void *data, size_t length, int runs,
+                               void *out) {
   uint8_t *end = put_prefix(prefix, prefix_length, out);
-  return close_frame(out, escape(data, length, end));
+  return close_frame(out, runs ? encode_runs(escape, data, length, end)
+                               : escape(data, length, end));
 }

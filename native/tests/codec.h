@@ -7,18 +7,19 @@
 struct codec {
   uint8_t (*checksum)(const void *, size_t);
   size_t (*frame)(const void *, size_t, int, int, void *);
-  size_t (*frame_hex)(const void *, size_t, const void *, size_t, void *);
-  size_t (*frame_binary)(const void *, size_t, const void *, size_t, void *);
+  size_t (*frame_hex)(const void *, size_t, const void *, size_t, int, void *);
+  size_t (*frame_binary)(const void *, size_t, const void *, size_t, int,
+                         void *);
   enum kvmgdb_status (*unescape)(const void *, size_t, int, void *, size_t,
                                  size_t *, struct kvmgdb_error *);
 };
 
 uint8_t portable_rsp_checksum(const void *, size_t);
 size_t portable_rsp_frame(const void *, size_t, int, int, void *);
-size_t portable_rsp_frame_hex(const void *, size_t, const void *, size_t,
+size_t portable_rsp_frame_hex(const void *, size_t, const void *, size_t, int,
                               void *);
 size_t portable_rsp_frame_binary(const void *, size_t, const void *, size_t,
-                                 void *);
+                                 int, void *);
 enum kvmgdb_status portable_rsp_unescape(const void *, size_t, int, void *,
                                          size_t, size_t *,
                                          struct kvmgdb_error *);

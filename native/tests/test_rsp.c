@@ -91,7 +91,7 @@ TEST(rsp, every_byte_survives_as_binary_and_as_hex) {
   for (int i = 0; i < 256; i++)
     data[i] = (uint8_t)i;
   FOR_EACH_CODEC(codec) {
-    size_t size = codec->frame_binary("b", 1, data, sizeof(data), out);
+    size_t size = codec->frame_binary("b", 1, data, sizeof(data), 0, out);
     CHECK_EQUAL(size, 1 + 1 + 256 + 4 + 3);
     CHECK(memcmp(out, "$b", 2) == 0);
     CHECK(!memchr(out + 1, '$', size - 1) && !memchr(out + 1, '*', size - 1));
@@ -101,7 +101,7 @@ TEST(rsp, every_byte_survives_as_binary_and_as_hex) {
         codec->unescape(out + 2, size - 5, 1, back, sizeof(back), &got, NULL),
         KVMGDB_OK);
     CHECK(got == sizeof(data) && memcmp(back, data, sizeof(data)) == 0);
-    size = codec->frame_hex("", 0, data, sizeof(data), out);
+    size = codec->frame_hex("", 0, data, sizeof(data), 0, out);
     CHECK_EQUAL(size, 512 + 4);
     for (int i = 0; i < 256; i++) {
       char text[3];
@@ -118,9 +118,10 @@ TEST(rsp, the_longest_frames_fit_where_the_header_says) {
       uint8_t *data = malloc(length + 1), *out = malloc(2 * length + 4);
       memset(data, '#', length);
       CHECK_EQUAL(codec->frame(data, length, 1, 0, out), 2 * length + 4);
-      CHECK_EQUAL(codec->frame_binary("", 0, data, length, out),
+      CHECK_EQUAL(codec->frame_binary("", 0, data, length, 0, out),
                   2 * length + 4);
-      CHECK_EQUAL(codec->frame_hex("", 0, data, length, out), 2 * length + 4);
+      CHECK_EQUAL(codec->frame_hex("", 0, data, length, 0, out),
+                  2 * length + 4);
       free(data);
       free(out);
     }

@@ -72,8 +72,8 @@ def test_binary_and_hex_frames() -> None:
     for _ in range(ROUNDS):
         data = _random_data(source)
         prefix = source.choice([b"", b"b", b"m", b"F1c;"])
-        assert rsp_frame_binary(prefix, data) == _frame(prefix + _escape(data))
-        assert rsp_frame_hex(prefix, data) == _frame(prefix + data.hex().encode())
+        assert rsp_frame_binary(prefix, data, runs=False) == _frame(prefix + _escape(data))
+        assert rsp_frame_hex(prefix, data, runs=False) == _frame(prefix + data.hex().encode())
         assert rsp_frame(data, binary=True, runs=False) == _frame(_escape(data))
 
 
@@ -142,7 +142,8 @@ def test_binary_data_comes_back() -> None:
     source = random.Random(4)
     for _ in range(ROUNDS):
         data = _random_data(source)
-        assert rsp_unescape(rsp_frame_binary(b"", data)[1:-3], runs=source.random() < 0.5) == data
+        payload = rsp_frame_binary(b"", data, runs=False)[1:-3]
+        assert rsp_unescape(payload, runs=source.random() < 0.5) == data
 
 
 def test_where_a_payload_is_malformed() -> None:

@@ -136,7 +136,7 @@ def transfer(data: bytes, window: bytes, name: str) -> Reply:
     offset, length = parse_hex(offset_text, name), parse_hex(length_text, name)
     piece = data[offset : offset + min(length, PACKET_SIZE // 2)]
     last = offset + len(piece) >= len(data)
-    return Reply(framed=rsp_frame_binary(b"l" if last else b"m", piece))
+    return Reply(framed=rsp_frame_binary(b"l" if last else b"m", piece, runs=False))
 
 
 @packet("qRcmd,")

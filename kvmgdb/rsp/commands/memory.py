@@ -14,6 +14,8 @@ from kvmgdb.machine.native import (
     Memory,
     Paging,
     rsp_crc,
+    rsp_frame_binary,
+    rsp_frame_hex,
 )
 from kvmgdb.rsp.dispatch import (
     OK,
@@ -25,7 +27,6 @@ from kvmgdb.rsp.dispatch import (
     parse_hex,
     parse_range,
 )
-from kvmgdb.rsp.memory_frame import frame_memory
 from kvmgdb.rsp.session import Session
 
 # What fits into one reply.
@@ -34,8 +35,6 @@ _MAX_BINARY = PACKET_SIZE - 8
 # Bytes that a long search or checksum looks at before other packets get a turn.
 _SLICE = 16 << 20
 _MAX_PATTERN = 0x10000
-# From this length on, what can be shortened is looked for.
-_MAY_BE_SPARSE = 0x1000
 _ADDRESS_END = 1 << 64
 
 
@@ -79,9 +78,9 @@ def write_binary(session: Session, arguments: bytes) -> Reply:
 def _framed(session: Session, address: int, length: int, prefix: bytes, binary: bool) -> Reply:
     """The reply with what :func:`_read` returns, by the shortest way."""
     view = None if session.physical_memory else session.register_vcpu.memory_view()
-    if view is None or length == 0 or length >= _MAY_BE_SPARSE:
-        data = _read(session, address, length)
-        return Reply(framed=frame_memory(prefix, address, data, binary))
+    if view is None or length == 0:
+        encode = rsp_frame_binary if binary else rsp_frame_hex
+        return Reply(framed=encode(prefix, _read(session, address, length), runs=True))
     memory, paging = view
     length = min(length, _ADDRESS_END - address)
     frame, done, error = memory.frame_virtual(paging, address, length, binary, prefix)

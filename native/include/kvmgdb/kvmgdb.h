@@ -236,13 +236,16 @@ size_t kvmgdb_rsp_frame(const void *payload, size_t length, int binary,
 
 /*
  * A whole frame whose payload is `prefix` (printable, not escaped) followed by
- * the data as hex or as escaped binary. `out` must hold
- * prefix_length + 2 * length + 4 bytes.
+ * the data as hex or as escaped binary, run-length encoded when `runs` is set:
+ * GDB takes a frame apart byte by byte, and most of a guest's memory is zeros.
+ * `out` must hold prefix_length + 2 * length + 4 bytes.
  */
 size_t kvmgdb_rsp_frame_hex(const void *prefix, size_t prefix_length,
-                            const void *data, size_t length, void *out);
+                            const void *data, size_t length, int runs,
+                            void *out);
 size_t kvmgdb_rsp_frame_binary(const void *prefix, size_t prefix_length,
-                               const void *data, size_t length, void *out);
+                               const void *data, size_t length, int runs,
+                               void *out);
 
 /*
  * Undoes escapes and, when `runs` is set, run lengths, in a payload taken from
