@@ -7,6 +7,7 @@ while the guest runs) is kept apart from them.
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ MAX_PACKET = 1 << 20
 MAX_VCPUS = 4096
 # Below the size from which the allocator maps and unmaps memory for each piece.
 _RECEIVE_SIZE = 1 << 15
+# Seconds for which a reply is waited for awake.
+_AWAKE = 0.0002
 
 
 def frame(payload: bytes) -> bytes:
@@ -46,6 +49,7 @@ class StubClient:
         self._acks = True
         self._closed = False
         self._socket = address.connect(CONNECT_TIMEOUT)
+        self._socket.setblocking(False)
         try:
             self.features = self._negotiate()
         except BaseException:
@@ -170,11 +174,16 @@ class StubClient:
         if self._owes_ack:
             data = b"+" + data
             self._owes_ack = False
+        if self._closed:
+            raise self._gone()
+        deadline = time.monotonic() + self.timeout
         try:
-            self._socket.settimeout(self.timeout)
-            self._socket.sendall(data)
-        except TimeoutError:
-            raise self._timed_out() from None
+            while data:
+                try:
+                    data = data[self._socket.send(data) :]
+                except BlockingIOError:
+                    if not self._wait_for(select.POLLOUT, deadline - time.monotonic()):
+                        raise self._timed_out() from None
         except OSError:
             raise self._gone() from None
 
@@ -194,18 +203,35 @@ class StubClient:
         if self._closed:
             raise self._gone()
         try:
-            self._socket.settimeout(timeout)
-            piece = self._socket.recv(_RECEIVE_SIZE)
-        except (BlockingIOError, TimeoutError):
-            return False
+            piece = self._receive_piece(timeout)
         except OSError:
             raise self._gone() from None
+        if piece is None:
+            return False
         if not piece:
             raise self._gone()
         self._buffer += piece
         if len(self._buffer) > 4 * MAX_PACKET:
             raise self._not_rsp(bytes(self._buffer[:40]))
         return True
+
+    def _receive_piece(self, timeout: float) -> bytes | None:
+        """Waits awake at first: to fall asleep for a reply and to be woken up takes
+        longer than a stub takes to make one."""
+        awake_until = time.perf_counter() + min(timeout, _AWAKE)
+        while True:
+            try:
+                return self._socket.recv(_RECEIVE_SIZE)
+            except BlockingIOError:
+                if time.perf_counter() < awake_until:
+                    continue
+            if timeout <= _AWAKE or not self._wait_for(select.POLLIN, timeout):
+                return None
+
+    def _wait_for(self, events: int, timeout: float) -> bool:
+        poll = select.poll()
+        poll.register(self._socket, events)
+        return bool(poll.poll(max(timeout, 0.0) * 1e3))
 
     def _take_packet(self) -> bytes | None:
         """The payload of the next whole packet in the buffer. Acknowledgements,

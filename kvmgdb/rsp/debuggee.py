@@ -27,7 +27,10 @@ from kvmgdb.machine.interface import (
 from kvmgdb.machine.registers import Group
 
 _HOUSEKEEPING = 0.25
+# How long a step usually takes at most, and how long it takes on an idle host,
+# in seconds.
 _STEP_TIME = 0.002
+_STEP_AWAKE = 0.0003
 # How long an interrupt counts that crossed a stop reply on its way, in seconds.
 # A debugger that goes on by itself (a false condition) does so within that; a
 # user who saw the stop takes longer, and means no second one.
@@ -264,7 +267,13 @@ class Debuggee:
         """Waits, after a vCPU was told to step, as long as a step usually takes:
         its end then needs no turn of the event loop."""
         if self._stepping and self._machine is not None and self._machine.running:
-            ready, _, _ = select.select(self._machine.event_fds, (), (), _STEP_TIME)
+            descriptors = self._machine.event_fds
+            awake_until = time.perf_counter() + _STEP_AWAKE
+            ready: list[int] = []
+            while not ready and time.perf_counter() < awake_until:
+                ready, _, _ = select.select(descriptors, (), (), 0)
+            if not ready:
+                ready, _, _ = select.select(descriptors, (), (), _STEP_TIME)
             if ready:
                 self._poll()
 

@@ -51,15 +51,14 @@ def _end_of_kernel_mapping(guest: WatchedGuest, end: int) -> int:
 def test_reads_agree_with_qemu(
     gdb: GdbSession, guest: WatchedGuest, server: KvmgdbServer, tmp_path: Path
 ) -> None:
-    text, stack = guest.symbol("_text"), "$rsp"
+    text, stack = guest.symbol("_text"), guest.symbol("init_thread_union")
     gdb.connect(server.address)
     for start, length in (
         (text, 1 << 20),
         (text + 0xFFF, 2),
         (text + 0x12345, 0x3003),
-        (gdb.integer(stack), 256),
+        (stack + 0x2000, 0x2000),
         (gdb.integer("$idtr_base"), 4096),
-        (gdb.integer("$gs_base"), 4096),
     ):
         file = tmp_path / f"{start:x}"
         gdb.cli(f"dump binary memory {file} {start:#x} {start + length:#x}")
