@@ -11,7 +11,6 @@ from kvmgdb.linux.modules import ModuleList, list_modules
 from kvmgdb.linux.native import (
     Frame,
     FrameSource,
-    OrcLayout,
     StackCopy,
     SymbolTable,
     UnwindEnd,
@@ -19,30 +18,16 @@ from kvmgdb.linux.native import (
     Unwound,
 )
 from kvmgdb.linux.objects import Object
+from kvmgdb.linux.orc import add_kernel, add_module
 from kvmgdb.linux.undescribed import undescribed_code
 from kvmgdb.machine.native import Paging
 from kvmgdb.machine.registers import RegisterFile
 
-_MAX_ORC_BYTES = 64 << 20
 # A stack is copied a few pages at a time, upwards: that is where callers are.
 _COPY_PAGES = 4
 _MAX_COPIES = 32
 _KERNEL_HALF = 1 << 63
 _PTI_USER_BIT = 1 << 12
-_ORC_FIELDS = ("sp_offset", "bp_offset", "sp_reg", "bp_reg", "type", "end", "signal")
-# Kernels without BTF: struct orc_entry of 4.14 to 6.2.
-_OLD_ORC = OrcLayout(
-    6,
-    {
-        "sp_offset": (0, 16),
-        "bp_offset": (16, 16),
-        "sp_reg": (32, 4),
-        "bp_reg": (36, 4),
-        "type": (40, 2),
-        "end": (42, 1),
-    },
-    undefined_first=False,
-)
 
 _ENDS = {
     UnwindEnd.COMPLETE: None,
@@ -104,74 +89,21 @@ class Unwinder:
         self.modules = list_modules(kernel) if modules is None else modules
         self.tables = UnwindTables()
         self.problems: list[str] = []
-        self._add_kernel()
+        try:
+            add_kernel(self.tables, kernel)
+        except NotFoundError as error:
+            self.problems.append(f"{error}: frames by frame pointers")
+        except KvmgdbError as error:
+            self.problems.append(f"the kernel's ORC tables cannot be used: {error}")
         for code, what in undescribed_code(kernel.symbols):
             self.tables.mark(code, what)
         for module in self.modules:
             try:
-                self._add_module(
-                    Object.member(kernel.object("module", module.address), "arch"),
-                    range(module.text.base, module.text.base + module.text.size),
-                )
+                add_module(self.tables, kernel, module)
             except NotFoundError:
                 continue  # built without ORC
             except KvmgdbError as error:
                 self.problems.append(f"module {module.name}: {error}")
-
-    def _add_kernel(self) -> None:
-        symbols = self.kernel.symbols
-        places = [
-            symbols.address(name)
-            for name in (
-                "__start_orc_unwind_ip",
-                "__stop_orc_unwind_ip",
-                "__start_orc_unwind",
-                "__stop_orc_unwind",
-            )
-        ]
-        if None in places:
-            self.problems.append("the kernel has no ORC tables: frames by frame pointers")
-            return
-        ip_start, ip_end, start, end = (place or 0 for place in places)
-        try:
-            self._add(self.kernel.text, ip_start, ip_end - ip_start, start, end - start)
-        except KvmgdbError as error:
-            self.problems.append(f"the kernel's ORC tables cannot be used: {error}")
-
-    def _add_module(self, arch: Object, text: range) -> None:
-        count = arch.member("num_orcs").integer()
-        if count:
-            ips, entries = arch.member("orc_unwind_ip"), arch.member("orc_unwind")
-            size = self._layout().entry_size
-            self._add(text, ips.integer(), 4 * count, entries.integer(), size * count)
-
-    def _add(self, code: range, ips: int, ip_bytes: int, entries: int, entry_bytes: int) -> None:
-        for length in (ip_bytes, entry_bytes):
-            if not 0 <= length <= _MAX_ORC_BYTES:
-                raise NotFoundError(f"an unwind table cannot take {length} bytes")
-        self.tables.add(
-            code,
-            ips,
-            self.kernel.read(ips, ip_bytes),
-            self.kernel.read(entries, entry_bytes),
-            self._layout(),
-        )
-
-    def _layout(self) -> OrcLayout:
-        """struct orc_entry as this kernel has it. Until 6.3 it had a bit that says
-        that the stack ends; since 6.4 that is a type, and 0 is "undefined"."""
-        try:
-            types = self.kernel.types
-            entry = types.named("struct orc_entry")
-        except NotFoundError:
-            return _OLD_ORC
-        fields = {}
-        for name in _ORC_FIELDS:
-            member = types.find_member(entry.id, name)
-            if member is not None:
-                bits = member.bits or 8 * types.table.size(member.type)
-                fields[name] = (member.bit_offset, bits)
-        return OrcLayout(entry.size, fields, undefined_first="end" not in fields)
 
     # -- backtraces
 

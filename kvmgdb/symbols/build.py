@@ -5,13 +5,20 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
+from kvmgdb import __version__
 from kvmgdb.errors import GuestDataError, KvmgdbError
 from kvmgdb.linux.identity import read_build_id
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.modules import Module
+from kvmgdb.linux.native import UnwindTables
+from kvmgdb.linux.orc import add_kernel, module_tables
 from kvmgdb.symbols.areas import kernel_areas, module_areas
 from kvmgdb.symbols.elf import Area, build_elf
 from kvmgdb.symbols.native import DebugSections, Section
+from kvmgdb.symbols.thunks import thunk_rules
+from kvmgdb.symbols.variables import per_cpu_area, typed_variables
+
+_PRODUCER = f"kvmgdb {__version__}, from the guest's BTF"
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,23 @@ def build_vmlinux(kernel: Kernel) -> SymbolFile:
     warnings: list[str] = []
     areas = kernel_areas(kernel)
     sections = _sections(areas)
+    try:
+        tables = UnwindTables()
+        add_kernel(tables, kernel)
+        sections.add_frames(tables, kernel.symbols, thunk_rules(kernel), user_mode=True)
+    except KvmgdbError as error:
+        warnings.append(f"no call frames: {error}")
+    try:
+        sections.add_types(
+            kernel.types.table,
+            kernel.symbols,
+            _PRODUCER,
+            "vmlinux",
+            typed_variables(kernel),
+            per_cpu_area(kernel),
+        )
+    except KvmgdbError as error:
+        warnings.append(f"no types: {error}")
     local = sections.add_symbols(kernel.symbols)
     return _finish("vmlinux", areas, sections, local, build_id, warnings)
 
@@ -52,6 +76,14 @@ def build_module(kernel: Kernel, module: Module) -> SymbolFile:
     if not areas:
         raise GuestDataError(f"the module {module.name} lies nowhere")
     sections = _sections(areas)
+    try:
+        sections.add_frames(module_tables(kernel, module), module.symbols)
+    except KvmgdbError as error:
+        warnings.append(f"no call frames: {error}")
+    try:
+        sections.add_types(module.types.table, module.symbols, _PRODUCER, module.name)
+    except KvmgdbError as error:
+        warnings.append(f"no types: {error}")
     local = sections.add_symbols(module.symbols)
     return _finish(module.name, areas, sections, local, None, warnings)
 

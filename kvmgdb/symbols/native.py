@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from kvmgdb._native import ffi, lib
-from kvmgdb.linux.native import SymbolTable
+from kvmgdb.linux.native import BtfTable, SymbolTable, UnwindTables
 from kvmgdb.machine.native import ERRORS
 
 
@@ -22,6 +23,38 @@ class Section(IntEnum):
     ARANGES = lib.KVMGDB_DEBUG_ARANGES
     LOC = lib.KVMGDB_DEBUG_LOC
     FRAME = lib.KVMGDB_DEBUG_FRAME
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable at ``address`` (GVA): of the type with this ID (0 is void), or a
+    pointer to it, or an array of either; ``elements`` None is no array, and 0 one of
+    unknown length."""
+
+    name: str
+    address: int
+    type: int
+    pointer: bool = False
+    elements: int | None = None
+
+
+@dataclass(frozen=True)
+class CallRule:
+    """Code whose return address lies ``cfa_offset`` - 8 bytes above the stack
+    pointer, where the unwind table has no rule for it."""
+
+    code: range
+    cfa_offset: int
+
+
+@dataclass(frozen=True)
+class PerCpu:
+    """``table``: where __per_cpu_offset lies (GVA), which has ``cpus`` elements;
+    ``start``: the value of the section's first symbol."""
+
+    table: int
+    start: int
+    cpus: int
 
 
 class DebugSections:
@@ -43,6 +76,71 @@ class DebugSections:
     def _check(self, status: int) -> None:
         if status != lib.KVMGDB_OK:
             raise ERRORS[status](self._error)
+
+    def add_frames(
+        self,
+        tables: UnwindTables,
+        symbols: SymbolTable,
+        rules: Sequence[CallRule] = (),
+        user_mode: bool = False,
+    ) -> None:
+        """FRAME; the first step. ``rules`` by rising address; with ``user_mode`` the
+        file says also that a chain of frames ends in user mode."""
+        native = ffi.new("struct kvmgdb_debug_rule[]", len(rules))
+        for out, rule in zip(native, rules, strict=True):
+            out.start, out.end = rule.code.start, rule.code.stop
+            out.cfa_offset = rule.cfa_offset
+        self._check(
+            lib.kvmgdb_debug_add_frames(
+                self._native,
+                tables.native,
+                symbols.native,
+                native,
+                len(rules),
+                user_mode,
+                self._error,
+            )
+        )
+
+    def add_types(
+        self,
+        types: BtfTable,
+        symbols: SymbolTable,
+        producer: str,
+        name: str,
+        variables: Sequence[Variable] = (),
+        per_cpu: PerCpu | None = None,
+    ) -> None:
+        """INFO, ABBREV, STR and ARANGES: the types, the functions, and variables.
+        ``producer`` and ``name`` are of what the file says that it was made of."""
+        names = [ffi.new("char[]", variable.name.encode()) for variable in variables]
+        native = ffi.new("struct kvmgdb_debug_variable[]", len(variables))
+        for out, text, variable in zip(native, names, variables, strict=True):
+            out.name = text
+            out.address = variable.address
+            out.type = variable.type
+            out.is_pointer = variable.pointer
+            out.is_array = variable.elements is not None
+            out.elements = variable.elements or 0
+        area = ffi.NULL
+        if per_cpu is not None:
+            area = ffi.new(
+                "struct kvmgdb_debug_percpu *",
+                {"table": per_cpu.table, "start": per_cpu.start, "cpus": per_cpu.cpus},
+            )
+        self._check(
+            lib.kvmgdb_debug_add_types(
+                self._native,
+                types.native,
+                symbols.native,
+                producer.encode(),
+                name.encode(),
+                native,
+                len(variables),
+                area,
+                self._error,
+            )
+        )
 
     def add_symbols(self, symbols: SymbolTable) -> int:
         """SYMTAB and STRTAB; the last step. Returns how many symbols come before the

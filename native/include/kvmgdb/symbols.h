@@ -56,12 +56,72 @@ const void *kvmgdb_debug_section(const struct kvmgdb_debug *debug,
                                  enum kvmgdb_debug_section which,
                                  size_t *length);
 
+/* Code in [start, end) has its return address `cfa_offset` - 8 bytes above the
+ * stack pointer, where the table has no rule for it. */
+struct kvmgdb_debug_rule {
+  uint64_t start;
+  uint64_t end;
+  int16_t cfa_offset;
+};
+
+/*
+ * Makes FRAME from those tables of the unwinder that lie in areas of code; the
+ * first step. `rules` by rising address, without overlap. With `user_mode`,
+ * the file says also that user mode is where a chain of frames ends: that is
+ * for one file of several.
+ *
+ * Where a frame may lie on another stack than the one that it calls, GDB would
+ * take the chain for broken, except below a function named "__morestack":
+ * kvmgdb_debug_add_symbols gives such code that symbol, and
+ * kvmgdb_debug_add_types a function of its real name, which is what is shown.
+ */
+enum kvmgdb_status kvmgdb_debug_add_frames(
+    struct kvmgdb_debug *debug, const struct kvmgdb_unwinder *unwinder,
+    const struct kvmgdb_symbols *symbols, const struct kvmgdb_debug_rule *rules,
+    size_t rule_count, int user_mode, struct kvmgdb_error *error);
+
+/*
+ * A variable whose type the caller knows: BTF type `type`, or a pointer to it
+ * (0 is void), or an array of either; `elements` 0 leaves its length open.
+ */
+struct kvmgdb_debug_variable {
+  const char *name;
+  uint64_t address;
+  uint32_t type;
+  int is_pointer;
+  int is_array;
+  uint32_t elements;
+};
+
+/* `table`: address of __per_cpu_offset[], which has `cpus` elements, or 0;
+ * `start`: what the first byte of the section has as its symbol's value. */
+struct kvmgdb_debug_percpu {
+  uint64_t table;
+  uint64_t start;
+  uint32_t cpus;
+};
+
+/*
+ * Makes INFO, ABBREV, STR, ARANGES: the types of `btf` (not of its base, which
+ * is another file), the functions that are in both `btf` and `symbols`, under
+ * one name that occurs once, and variables. `percpu` may be NULL.
+ * `producer` and `name` are what made the units, and of what. A type that is
+ * referred to but not there, or that has no end, is an unspecified type
+ * ("damaged type").
+ */
+enum kvmgdb_status kvmgdb_debug_add_types(
+    struct kvmgdb_debug *debug, const struct kvmgdb_btf *btf,
+    const struct kvmgdb_symbols *symbols, const char *producer,
+    const char *name, const struct kvmgdb_debug_variable *variables,
+    size_t variable_count, const struct kvmgdb_debug_percpu *percpu,
+    struct kvmgdb_error *error);
+
 /*
  * Makes SYMTAB and STRTAB. A symbol outside of all areas, such as one of
  * per-CPU data that is an offset, becomes an absolute one, so that no address
  * is looked up as being its. *locals is how many entries come before the first
- * that is not local (sh_info). To be called after kvmgdb_debug_add_frames,
- * which may ask for symbols of its own.
+ * that is not local (sh_info). The last
+ * step.
  */
 enum kvmgdb_status
 kvmgdb_debug_add_symbols(struct kvmgdb_debug *debug,

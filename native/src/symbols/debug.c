@@ -3,6 +3,8 @@
 #include <stdlib.h>
 
 #include "../error.h"
+#include "functions.h"
+#include "variables.h"
 
 enum kvmgdb_status kvmgdb_debug_create(const struct kvmgdb_debug_area *areas,
                                        size_t count, struct kvmgdb_debug **out,
@@ -63,4 +65,33 @@ enum kvmgdb_status debug_finish(struct kvmgdb_debug *debug, uint32_t sections,
     return KVMGDB_OK;
   debug_reset(debug, sections);
   return error_set(error, status, 0, 0);
+}
+
+#define TYPE_SECTIONS                                                          \
+  (1u << KVMGDB_DEBUG_INFO | 1u << KVMGDB_DEBUG_ABBREV |                       \
+   1u << KVMGDB_DEBUG_STR | 1u << KVMGDB_DEBUG_ARANGES)
+
+enum kvmgdb_status kvmgdb_debug_add_types(
+    struct kvmgdb_debug *debug, const struct kvmgdb_btf *btf,
+    const struct kvmgdb_symbols *symbols, const char *producer,
+    const char *name, const struct kvmgdb_debug_variable *variables,
+    size_t variable_count, const struct kvmgdb_debug_percpu *percpu,
+    struct kvmgdb_error *error) {
+  if (!debug || !btf || !symbols || !producer || !name ||
+      (!variables && variable_count))
+    return error_set(error, KVMGDB_ERR_INVALID, 0, 0);
+  debug_reset(debug, TYPE_SECTIONS);
+  __attribute__((cleanup(info_deinit))) struct info info;
+  enum kvmgdb_status status =
+      info_init(&info, debug, btf, producer, name, error);
+  if (status == KVMGDB_OK) {
+    dwarf_put_abbreviations(&debug->sections[KVMGDB_DEBUG_ABBREV]);
+    info_put_types(&info);
+    info_put_variables(&info, variables, variable_count, percpu);
+    status = info_put_functions(&info, debug, symbols, error);
+  }
+  if (status == KVMGDB_OK)
+    return debug_finish(debug, TYPE_SECTIONS, error);
+  debug_reset(debug, TYPE_SECTIONS);
+  return status;
 }

@@ -8,9 +8,20 @@
 
 #define MAX_AREAS 64
 
+/* A kernel has some dozens. */
+#define MAX_SWITCHES 1024
+
+/* Code of a frame that may lie on another stack than what it calls. */
+struct stack_switch {
+  uint64_t start;
+  uint64_t end;
+};
+
 struct kvmgdb_debug {
   struct kvmgdb_debug_area areas[MAX_AREAS];
   size_t area_count;
+  struct stack_switch switches[MAX_SWITCHES]; /* by rising address */
+  size_t switch_count;
   struct buffer sections[KVMGDB_DEBUG_SECTIONS];
 };
 

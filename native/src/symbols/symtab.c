@@ -64,6 +64,23 @@ static void add_bound(struct kvmgdb_debug *debug,
   }
 }
 
+/* See kvmgdb_debug_add_frames. */
+static void add_switches(struct kvmgdb_debug *debug) {
+  struct buffer *strings = &debug->sections[KVMGDB_DEBUG_STRTAB];
+  uint32_t name = (uint32_t)strings->length;
+  if (debug->switch_count)
+    put_text(strings, "__morestack");
+  for (size_t i = 0; i < debug->switch_count; i++) {
+    const struct stack_switch *code = &debug->switches[i];
+    Elf64_Sym symbol = {.st_name = name,
+                        .st_info = ELF64_ST_INFO(STB_LOCAL, STT_FUNC),
+                        .st_shndx = (uint16_t)(area_of(debug, code->start) + 1),
+                        .st_value = code->start,
+                        .st_size = code->end - code->start};
+    buffer_put(&debug->sections[KVMGDB_DEBUG_SYMTAB], &symbol, sizeof(symbol));
+  }
+}
+
 enum kvmgdb_status
 kvmgdb_debug_add_symbols(struct kvmgdb_debug *debug,
                          const struct kvmgdb_symbols *symbols, uint32_t *locals,
@@ -75,6 +92,7 @@ kvmgdb_debug_add_symbols(struct kvmgdb_debug *debug,
   debug_reset(debug, SECTIONS);
   buffer_put(table, &none, sizeof(none));
   put_u8(&debug->sections[KVMGDB_DEBUG_STRTAB], 0);
+  add_switches(debug);
   add_bound(debug, symbols, true);
   *locals = (uint32_t)(table->length / sizeof(Elf64_Sym));
   add_bound(debug, symbols, false);

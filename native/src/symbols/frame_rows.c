@@ -1,0 +1,228 @@
+/*
+ * Rows of .debug_frame (DWARF 4, section 6.4) for rules of ORC. What a rule
+ * does not say of a register is not known to be as it was: it is undefined.
+ */
+#include "dwarf.h"
+#include "frames.h"
+
+#define DATA_ALIGNMENT (-8)
+#define ENTRY_ALIGNMENT 8
+
+/* struct pt_regs (arch/x86/include/asm/ptrace.h), and its last part, which is
+ * what the processor itself pushes. */
+#define REGS_SIZE 168
+#define INTERRUPT_SIZE 40
+static const struct {
+  uint8_t reg;
+  uint8_t offset;
+} regs_layout[] = {{DW_R15, 0},  {DW_R14, 8},   {DW_R13, 16},  {DW_R12, 24},
+                   {DW_RBP, 32}, {DW_RBX, 40},  {DW_R11, 48},  {DW_R10, 56},
+                   {DW_R9, 64},  {DW_R8, 72},   {DW_RAX, 80},  {DW_RCX, 88},
+                   {DW_RDX, 96}, {DW_RSI, 104}, {DW_RDI, 112}, {DW_RIP, 128},
+                   {DW_RSP, 152}};
+#define INTERRUPT_RIP 0
+#define INTERRUPT_RSP 24
+
+enum frame_class frame_class_of(const struct orc_rule *rule) {
+  if (rule->sp_register == ORC_UNDEFINED || rule->sp_register >= ORC_UNKNOWN ||
+      rule->sp_register == ORC_PREV_SP)
+    return FRAME_OUTER;
+  switch (rule->type) {
+  case ORC_TYPE_CALL:
+    return FRAME_CALL;
+  case ORC_TYPE_REGS:
+    return FRAME_REGS;
+  case ORC_TYPE_PARTIAL_REGS:
+    return FRAME_PARTIAL;
+  default:
+    return FRAME_OUTER;
+  }
+}
+
+bool frame_switches_stack(const struct orc_rule *rule) {
+  return rule->type == ORC_TYPE_CALL && (rule->sp_register == ORC_SP_INDIRECT ||
+                                         rule->sp_register == ORC_BP_INDIRECT);
+}
+
+/* Where the CFA is above what a rule of ORC leads to. */
+static int base_of(enum frame_class class) {
+  return class == FRAME_REGS      ? REGS_SIZE
+         : class == FRAME_PARTIAL ? INTERRUPT_SIZE
+                                  : 0;
+}
+
+/* ---- CIEs ------------------------------------------------------------------
+ */
+
+static void put_saved(struct buffer *out, uint8_t reg, int offset) {
+  if (offset % DATA_ALIGNMENT == 0 && offset <= 0) {
+    put_u8(out, (uint8_t)(DW_CFA_offset | reg));
+    put_uleb(out, (uint64_t)(offset / DATA_ALIGNMENT));
+  } else if (offset % DATA_ALIGNMENT == 0) {
+    put_u8(out, DW_CFA_offset_extended_sf);
+    put_uleb(out, reg);
+    put_sleb(out, offset / DATA_ALIGNMENT);
+  } else {
+    uint8_t bytes[16];
+    struct buffer expression = {.data = bytes, .capacity = sizeof(bytes)};
+    put_u8(&expression, DW_OP_consts);
+    put_sleb(&expression, offset);
+    put_u8(&expression, DW_OP_plus);
+    put_u8(out, DW_CFA_expression);
+    put_uleb(out, reg);
+    put_uleb(out, expression.length);
+    buffer_put(out, bytes, expression.length);
+  }
+}
+
+static void put_undefined(struct buffer *out) {
+  for (uint8_t reg = DW_RAX; reg <= DW_R15; reg++)
+    if (reg != DW_RBP && reg != DW_RSP) {
+      put_u8(out, DW_CFA_undefined);
+      put_uleb(out, reg);
+    }
+}
+
+static void put_initial_rules(struct buffer *out, enum frame_class class) {
+  put_u8(out, DW_CFA_def_cfa);
+  put_uleb(out, DW_RSP);
+  put_uleb(out, class == FRAME_CALL || class == FRAME_OUTER
+                    ? 8
+                    : (uint64_t)base_of(class));
+  if (class == FRAME_REGS) {
+    for (size_t i = 0; i < sizeof(regs_layout) / sizeof(regs_layout[0]); i++)
+      put_saved(out, regs_layout[i].reg, regs_layout[i].offset - REGS_SIZE);
+    return;
+  }
+  put_undefined(out);
+  put_u8(out, DW_CFA_same_value);
+  put_uleb(out, DW_RBP);
+  if (class == FRAME_PARTIAL) {
+    put_saved(out, DW_RIP, INTERRUPT_RIP - INTERRUPT_SIZE);
+    put_saved(out, DW_RSP, INTERRUPT_RSP - INTERRUPT_SIZE);
+    return;
+  }
+  put_u8(out, DW_CFA_val_offset);
+  put_uleb(out, DW_RSP);
+  put_uleb(out, 0);
+  if (class == FRAME_CALL) {
+    put_saved(out, DW_RIP, -8);
+  } else {
+    put_u8(out, DW_CFA_undefined);
+    put_uleb(out, DW_RIP);
+  }
+}
+
+uint32_t frame_put_cie(struct buffer *out, enum frame_class class,
+                       bool signal) {
+  size_t start = out->length;
+  put_u32(out, 0);
+  put_u32(out, UINT32_MAX);
+  put_u8(out, 3); /* version */
+  put_text(out, signal ? "S" : "");
+  put_uleb(out, 1);
+  put_sleb(out, DATA_ALIGNMENT);
+  put_uleb(out, DW_RIP);
+  put_initial_rules(out, class);
+  frame_end_entry(out, start);
+  return (uint32_t)start;
+}
+
+void frame_end_entry(struct buffer *out, size_t start) {
+  while (out->status == KVMGDB_OK && (out->length - start) % ENTRY_ALIGNMENT)
+    put_u8(out, 0); /* DW_CFA_nop */
+  buffer_patch_u32(out, start, (uint32_t)(out->length - start - 4));
+}
+
+/* ---- rows ------------------------------------------------------------------
+ */
+
+static uint8_t register_of(uint8_t orc) {
+  switch (orc) {
+  case ORC_AX:
+    return DW_RAX;
+  case ORC_DX:
+    return DW_RDX;
+  case ORC_DI:
+    return DW_RDI;
+  case ORC_R10:
+    return DW_R10;
+  case ORC_R13:
+    return DW_R13;
+  case ORC_BP:
+  case ORC_BP_INDIRECT:
+    return DW_RBP;
+  default:
+    return DW_RSP;
+  }
+}
+
+/* An indirect rule adds its offset behind the load for the stack pointer, and
+ * before it for rbp; one by another register has none. */
+static void put_cfa(struct buffer *out, const struct orc_rule *rule, int base) {
+  uint8_t reg = register_of(rule->sp_register);
+  bool indirect = rule->sp_register == ORC_SP_INDIRECT ||
+                  rule->sp_register == ORC_BP_INDIRECT;
+  bool has_offset =
+      rule->sp_register == ORC_SP || rule->sp_register == ORC_BP || indirect;
+  int offset = has_offset ? rule->sp_offset : 0;
+  if (!indirect && offset + base >= 0) {
+    put_u8(out, DW_CFA_def_cfa);
+    put_uleb(out, reg);
+    put_uleb(out, (uint64_t)(offset + base));
+    return;
+  }
+  uint8_t bytes[32];
+  struct buffer expression = {.data = bytes, .capacity = sizeof(bytes)};
+  put_u8(&expression, (uint8_t)(DW_OP_breg0 + reg));
+  put_sleb(&expression, rule->sp_register == ORC_SP_INDIRECT ? 0 : offset);
+  if (indirect)
+    put_u8(&expression, DW_OP_deref);
+  put_u8(&expression, DW_OP_consts);
+  put_sleb(&expression,
+           base + (rule->sp_register == ORC_SP_INDIRECT ? offset : 0));
+  put_u8(&expression, DW_OP_plus);
+  put_u8(out, DW_CFA_def_cfa_expression);
+  put_uleb(out, expression.length);
+  buffer_put(out, bytes, expression.length);
+}
+
+static void put_bp(struct buffer *out, const struct orc_rule *rule, int base) {
+  switch (rule->bp_register) {
+  case ORC_PREV_SP:
+    put_saved(out, DW_RBP, rule->bp_offset - base);
+    break;
+  case ORC_BP: {
+    uint8_t bytes[8];
+    struct buffer expression = {.data = bytes, .capacity = sizeof(bytes)};
+    put_u8(&expression, DW_OP_breg0 + DW_RBP);
+    put_sleb(&expression, rule->bp_offset);
+    put_u8(out, DW_CFA_expression);
+    put_uleb(out, DW_RBP);
+    put_uleb(out, expression.length);
+    buffer_put(out, bytes, expression.length);
+    break;
+  }
+  default:
+    put_u8(out, DW_CFA_restore | DW_RBP);
+    break;
+  }
+}
+
+void frame_put_row(struct buffer *out, const struct orc_rule *before,
+                   const struct orc_rule *rule) {
+  enum frame_class class = frame_class_of(rule);
+  if (class == FRAME_OUTER)
+    return;
+  int base = base_of(class);
+  if (!before || before->sp_register != rule->sp_register ||
+      before->sp_offset != rule->sp_offset)
+    put_cfa(out, rule, base);
+  bool saves = rule->bp_register == ORC_PREV_SP || rule->bp_register == ORC_BP;
+  bool saved = before && (before->bp_register == ORC_PREV_SP ||
+                          before->bp_register == ORC_BP);
+  if (saves ? !saved || before->bp_register != rule->bp_register ||
+                  before->bp_offset != rule->bp_offset
+            : saved)
+    put_bp(out, rule, base);
+}
