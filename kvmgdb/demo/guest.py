@@ -139,6 +139,19 @@ class LinuxGuest:
             raise MachineError(f"the guest sent {len(content)} bytes of {path}, not {count}")
         return content
 
+    def load_module(self, path: str, seconds: float = ANSWER_SECONDS) -> None:
+        """Loads a kernel module that lies at ``path`` in the guest. Raises MachineError."""
+        self._do(f"insmod {path}", seconds)
+
+    def unload_module(self, name: str, seconds: float = ANSWER_SECONDS) -> None:
+        """Raises MachineError."""
+        self._do(f"rmmod {name}", seconds)
+
+    def _do(self, command: str, seconds: float) -> None:
+        result = int(self._ask(command, rb"\nkvmgdb-guest: end (-?\d+)\n", seconds))
+        if result < 0:
+            raise MachineError(f"the guest cannot {command} (error {-result})")
+
     def console_text(self) -> str:
         """All that the guest printed so far, for messages about it."""
         try:

@@ -6,6 +6,8 @@
 //   progress [TAG]  the counter
 //   kallsyms NAME   a symbol's address and type, as the guest's kernel says
 //   cat PATH        a file, then "end" and the number of bytes (or -errno)
+//   insmod PATH     loads a module, then "end" and 0 or -errno
+//   rmmod NAME      unloads it, likewise
 //
 // Every line that it prints itself starts with "kvmgdb-guest: "; a command is
 // repeated before its answer, so that whoever asks knows the answer as theirs.
@@ -221,6 +223,14 @@ static void command_kallsyms(const char *name) {
   syscall3(__NR_close, reader.fd, 0, 0);
 }
 
+static void print_end(long result) {
+  print("\nkvmgdb-guest: end ");
+  if (result < 0)
+    print("-");
+  print_number((unsigned long)(result < 0 ? -result : result));
+  print("\n");
+}
+
 static void command_cat(const char *path) {
   static char data[4096];
   unsigned long total = 0;
@@ -233,11 +243,17 @@ static void command_cat(const char *path) {
   }
   if (fd >= 0)
     syscall3(__NR_close, fd, 0, 0);
-  print("\nkvmgdb-guest: end ");
-  if (done < 0)
-    print("-");
-  print_number(done < 0 ? (unsigned long)-done : total);
-  print("\n");
+  print_end(done < 0 ? done : (long)total);
+}
+
+static void command_insmod(const char *path) {
+  long fd = syscall3(__NR_open, (long)path, O_RDONLY, 0);
+  long result = fd;
+  if (fd >= 0) {
+    result = syscall3(__NR_finit_module, fd, (long)"", 0);
+    syscall3(__NR_close, fd, 0, 0);
+  }
+  print_end(result);
 }
 
 static void obey(const char *line) {
@@ -251,6 +267,10 @@ static void obey(const char *line) {
     command_kallsyms(argument);
   } else if ((argument = after(line, "cat"))) {
     command_cat(argument);
+  } else if ((argument = after(line, "insmod"))) {
+    command_insmod(argument);
+  } else if ((argument = after(line, "rmmod"))) {
+    print_end(syscall3(__NR_delete_module, (long)argument, O_NONBLOCK, 0));
   } else {
     print("kvmgdb-guest: unknown command\n");
   }

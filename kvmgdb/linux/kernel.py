@@ -39,10 +39,11 @@ class Kernel:
         self.paging = self._own_paging()
 
     @classmethod
-    def find(cls, memory: Memory, pagings: Sequence[Paging]) -> Kernel:
-        """The kernel that runs on vCPUs with these control registers. Raises
-        NoKernelError where there is none, or not yet."""
-        location = locate(memory, pagings)
+    def find(cls, memory: Memory, pagings: Sequence[Paging], search: bool = True) -> Kernel:
+        """The kernel that runs on vCPUs with these control registers; ``search``
+        as :func:`locate` takes it. Raises NoKernelError where there is none, or
+        not yet."""
+        location = locate(memory, pagings, search)
         part = read_only_data(memory, location)
         whole = range(location.base, location.end)
         for candidate in (part, whole) if part else (whole,):

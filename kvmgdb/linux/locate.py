@@ -55,17 +55,34 @@ class Location:
         return self.extents[-1].gva + self.extents[-1].size
 
 
-def locate(memory: Memory, pagings: Sequence[Paging]) -> Location:
-    """The kernel, as any of the vCPUs sees it, or else as page tables in physical
-    memory show it. Raises NoKernelError."""
+def locate(memory: Memory, pagings: Sequence[Paging], search: bool = True) -> Location:
+    """The kernel, as any of the vCPUs sees it, or else, with ``search``, as page
+    tables in physical memory show it, which takes as long as reading all of it.
+    Raises NoKernelError."""
     for index, paging in enumerate(pagings):
         location = _seen_by(memory, paging, f"vCPU {index}'s page tables")
         if location is not None:
             return location
-    location = next(_search(memory), None)
+    location = next(_search(memory), None) if search else None
     if location is None:
         raise NoKernelError("no Linux kernel is mapped by any vCPU's page tables")
     return location
+
+
+def is_mapped(memory: Memory, location: Location, pagings: Sequence[Paging]) -> bool:
+    """Whether any of the vCPUs still sees that very kernel at its place: none does
+    after a reset, or once another kernel was started."""
+    gpa = location.extents[0].gpa
+    for paging in pagings:
+        if paging.mode not in (PagingMode.LEVEL4, PagingMode.LEVEL5):
+            continue
+        for table in (paging, replace(paging, cr3=paging.cr3 & ~_PTI_USER_BIT)):
+            try:
+                if memory.translate(table, location.base).gpa == gpa:
+                    return True
+            except KvmgdbError:
+                continue
+    return False
 
 
 def _seen_by(memory: Memory, paging: Paging, found_by: str) -> Location | None:

@@ -25,6 +25,8 @@ from kvmgdb.machine.interface import (
     StopReason,
 )
 from kvmgdb.machine.registers import Group
+from kvmgdb.rsp.guest import Guest
+from kvmgdb.rsp.module_watch import ModuleWatch
 
 _HOUSEKEEPING = 0.25
 # How long a step usually takes at most, and how long it takes on an idle host,
@@ -65,6 +67,14 @@ class Debugger(Protocol):
     def console(self, text: str) -> None:
         """A line for the user of a debugger that waits for the guest."""
 
+    @property
+    def follows_modules(self) -> bool:
+        """Whether it wants to know of kernel modules that come and go."""
+
+    def announce(self, vcpu: int) -> bool:
+        """Tells it what has changed in the guest's kernel, if anything that it cares
+        for; it holds the guest from then on."""
+
 
 class _Member:
     """One attached debugger. ``request`` is None while it holds the guest."""
@@ -98,11 +108,14 @@ class Debuggee:
         self.log = log
         self._machine = machine
         self._members: dict[Debugger, _Member] = {}
-        self._breakpoints: dict[BreakpointKey, set[Debugger]] = {}
+        self._breakpoints: dict[BreakpointKey, set[object]] = {}
         self._lifted: set[BreakpointKey] = set()
         self._stepping_over: int | None = None
         self._stepping = False
         self._watched: tuple[int, ...] = ()
+        self.guest = Guest()
+        self._modules = ModuleWatch(self.guest)
+        self._at_module_event: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.last_stop = StopEvent(StopReason.REQUEST)
 
@@ -166,10 +179,12 @@ class Debuggee:
             self._close_machine()
             return
         if self._machine is not None:
-            self._guarded(lambda: self._drop_breakpoints(debugger))
+            self._guarded(lambda: self.drop_breakpoints(debugger))
+            self._guarded(self._unwatch_modules)
             self._guarded(lambda: self._let_run_if_wanted(None))
 
-    def _drop_breakpoints(self, debugger: Debugger) -> None:
+    def drop_breakpoints(self, debugger: Debugger) -> None:
+        """Removes all that a debugger has set."""
         owned = [key for key, owners in self._breakpoints.items() if debugger in owners]
         if owned:
             self.machine.stop()
@@ -179,6 +194,18 @@ class Debuggee:
                 self.remove_breakpoint(debugger, *key)
             except BreakpointError as error:
                 self.log(str(error))
+
+    def watch_modules(self) -> None:
+        """Notices from now on when kernel modules come and go, as long as a debugger
+        follows them. The guest stands."""
+        wanted = any(debugger.follows_modules for debugger in self._members)
+        self._modules.plant(self, wanted)
+
+    def _unwatch_modules(self) -> None:
+        if self._modules.planted and not any(d.follows_modules for d in self._members):
+            self.machine.stop()
+            self._restore_lifted()
+            self.watch_modules()
 
     def close(self) -> None:
         """Ends it all: the machine is given back, nobody is told."""
@@ -194,13 +221,15 @@ class Debuggee:
         machine, self._machine = self._machine, None
         self._lifted.clear()
         self._stepping_over = None
+        self._modules.planted.clear()
+        self.guest.forget_machine()
         if machine is not None:
             machine.close()
 
     # ---- breakpoints
 
     def insert_breakpoint(
-        self, debugger: Debugger, kind: BreakpointKind, address: int, length: int
+        self, owner: object, kind: BreakpointKind, address: int, length: int
     ) -> None:
         """Raises BreakpointError, or UnsupportedError where the machine lacks the kind."""
         ability = self.machine.breakpoints
@@ -211,16 +240,16 @@ class Debuggee:
         if owners is None:
             ability.insert(kind, address, length)
             owners = self._breakpoints[key] = set()
-        owners.add(debugger)
+        owners.add(owner)
 
     def remove_breakpoint(
-        self, debugger: Debugger, kind: BreakpointKind, address: int, length: int
+        self, owner: object, kind: BreakpointKind, address: int, length: int
     ) -> None:
         key = (kind, address, length)
         owners = self._breakpoints.get(key)
-        if owners is None or debugger not in owners:
+        if owners is None or owner not in owners:
             raise BreakpointError(f"there is no such breakpoint at {address:#x}")
-        owners.discard(debugger)
+        owners.discard(owner)
         if not owners:
             del self._breakpoints[key]
             self._lifted.discard(key)
@@ -330,7 +359,7 @@ class Debuggee:
         self.machine.resume(actions)
 
     def _foreign_breakpoints(self, vcpu: int, trigger: Debugger | None) -> list[BreakpointKey]:
-        if len(self._members) < 2:
+        if len(self._members) < 2 and vcpu != self._at_module_event:
             return []
         rip = self.machine.vcpus[vcpu].read_registers(_GENERAL).get("rip")
         return [
@@ -346,6 +375,7 @@ class Debuggee:
 
     def _restore_lifted(self) -> None:
         self._stepping_over = None
+        self._at_module_event = None
         while self._lifted:
             key = self._lifted.pop()
             if self.machine.breakpoints is not None:
@@ -407,8 +437,13 @@ class Debuggee:
             self._let_run_if_wanted(None)
             return
         self.last_stop = event
-        told = self._concerned(event)
-        if event.reason is StopReason.STEP and self._in_step_range(event, told):
+        if self._modules.take(self.machine, event):
+            told = self._on_module_event(event)
+        else:
+            told = self._concerned(event)
+        if event.reason is not StopReason.STEP:
+            self._look_after_kernel()
+        elif self._in_step_range(event, told):
             self._let_run_if_wanted(told[0].debugger)
             return
         for member in told:
@@ -417,6 +452,28 @@ class Debuggee:
             if member.interrupted and member.request is not None:
                 self._tell(member, StopEvent(StopReason.REQUEST, event.vcpu))
         self._let_run_if_wanted(None)
+
+    def _on_module_event(self, event: StopEvent) -> list[_Member]:
+        """A module comes or goes: the debuggers that follow them read the list before
+        the guest goes on. Returns those that have a breakpoint there, too."""
+        self._at_module_event = event.vcpu
+        owners = []
+        for member in self._members.values():
+            if member.request is None:
+                continue
+            if self.breakpoint_kinds(member.debugger, event.address):
+                owners.append(member)
+            elif member.debugger.announce(event.vcpu):
+                member.request = None
+        return owners
+
+    def _look_after_kernel(self) -> None:
+        """The guest may have booted another kernel, or its first one, since."""
+        before = self.guest.kernel
+        follows = any(debugger.follows_modules for debugger in self._members)
+        self.guest.look_again(self.machine, follows and not self._modules.planted)
+        if self.guest.kernel is not before and follows:
+            self.watch_modules()
 
     def _on_exit(self, event: StopEvent) -> None:
         self.log(f"the virtual machine is gone: {event.detail}")

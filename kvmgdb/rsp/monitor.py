@@ -84,6 +84,8 @@ def _info_machine(session: Session) -> str:
         ("debuggers", str(len(session.debuggee.debuggers))),
     ]
     lines = [f"{name:<12} {value}" for name, value in rows]
+    session.debuggee.guest.find(session.machine)
+    lines += session.debuggee.guest.describe()
     lines += [f"note: {note}" for note in info.notes]
     return "\n".join(lines) + "\n"
 

@@ -18,12 +18,17 @@ from kvmgdb.machine.native import rsp_frame, rsp_unescape
 from kvmgdb.rsp import stop_reply
 from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.dispatch import PACKET_SIZE, Reply, find_handler
+from kvmgdb.rsp.guest_view import GuestView
 from kvmgdb.rsp.packet import BadPacket, Interrupt, Item, Nak, PacketReader
+from kvmgdb.rsp.virtual_files import Descriptors
 
 # Packets that a client may have on their way before it reads a reply. GDB waits
 # for each; what goes on beyond this is not a debugger.
 _MAX_QUEUED = 256
 _numbers = itertools.count(1)
+# The stops at which a debugger is told first what has changed in the guest's
+# kernel. A step is none: what steps does not want to be sent on by itself.
+_WITH_NEWS = frozenset(StopReason) - {StopReason.STEP, StopReason.EXITED}
 
 
 class Connection(Protocol):
@@ -40,7 +45,9 @@ class Session:
     ``peer`` says who it is, in words. Attributes that packet handlers use:
     ``machine`` (raises TargetGoneError), ``register_vcpu`` (what ``Hg``
     selected), ``features`` (what the client announced),
-    ``listed_event`` (the stop after which the threads were listed last).
+    ``listed_event`` (the stop after which the threads were listed last),
+    ``guest_view`` (what it was told of the guest's kernel), ``descriptors`` (the
+    files it has open).
     """
 
     def __init__(self, debuggee: Debuggee, connection: Connection, peer: str) -> None:
@@ -54,6 +61,10 @@ class Session:
         self.physical_memory = False
         self.last_event: StopEvent | None = None
         self.listed_event: StopEvent | None = None
+        self.guest_view = GuestView(self)
+        self.descriptors = Descriptors()
+        self._owed: StopEvent | None = None
+        self._told_news = False
         self.closed = False
         self._refused = ""
         self._introduced = False
@@ -268,12 +279,47 @@ class Session:
         if event.reason is StopReason.EXITED:
             self._refused = event.detail or "the virtual machine is gone"
         try:
-            reply = stop_reply.build(self, event)
+            reply = self._news(event.vcpu) if event.reason in _WITH_NEWS else None
+            if reply is not None:
+                self._owed = event
+            else:
+                reply = stop_reply.build(self, event)
         except KvmgdbError as error:
             reply = self.error(error)
         if event.detail and event.reason is not StopReason.EXITED:
             self.console(f"kvmgdb: {event.detail}\n")
         self._send(reply, ack=False)
+
+    def overdue(self) -> Reply | None:
+        """The stop reply that this debugger, which lets the guest go after it was
+        told some news, is owed before: more of them, or the stop they came with."""
+        if not self._told_news:
+            return None
+        self._told_news = False
+        reply = self._news(self.current_index)
+        if reply is None and self._owed is not None:
+            owed, self._owed = self._owed, None
+            reply = stop_reply.build(self, owed)
+        return reply
+
+    def _news(self, vcpu: int) -> Reply | None:
+        news = self.guest_view.news()
+        if not news:
+            return None
+        self._told_news = True
+        return stop_reply.build_news(self, vcpu, news)
+
+    @property
+    def follows_modules(self) -> bool:
+        return self.guest_view.follows_modules
+
+    def announce(self, vcpu: int) -> bool:
+        reply = self._news(vcpu)
+        if reply is None:
+            return False
+        self.last_event = StopEvent(StopReason.REQUEST, vcpu)
+        self._send(reply, ack=False)
+        return True
 
     def console(self, text: str) -> None:
         self.connection.write(rsp_frame(b"O" + text.encode().hex().encode(), False, False))

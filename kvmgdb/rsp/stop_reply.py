@@ -3,6 +3,7 @@
 ::
 
     T05 thread:p1.2; core:1; swbreak:; 10:<rip>; 07:<rsp>; ...
+    T05 thread:p1.2; core:1; library:;      (kvmgdb.rsp.guest_view)
     W00;process:1    the machine is gone
 
 Beside the reason they carry the registers that GDB asks for next, so that it does
@@ -47,6 +48,12 @@ def build(session: Session, event: StopEvent) -> Reply:
     text = f"T{_SIGNALS.get(event.reason, _SIGTRAP):02x}"
     text += f"thread:{format_thread(session, vcpu.index)};core:{vcpu.index:x};"
     return Reply((text + _reason(session, event, vcpu) + _registers(vcpu)).encode("ascii"))
+
+
+def build_news(session: Session, index: int, news: str) -> Reply:
+    """The reply that tells ``session`` of what is no stop: ``library:;``, ``exec:...;``."""
+    thread = format_thread(session, index)
+    return Reply(f"T{_SIGTRAP:02x}thread:{thread};core:{index:x};{news}".encode("ascii"))
 
 
 def attached(session: Session) -> Reply:

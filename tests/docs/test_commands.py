@@ -127,8 +127,8 @@ def test_commands_of_a_page(
         if "target remote" in command:
             assert re.search(r"^0x[0-9a-f]{16} in", output, re.M), output
         if "info threads" in command:
-            assert '"vCPU 0"' in output, output
-            assert '"vCPU 1"' in output, output
+            assert '"vCPU 0 ' in output, output
+            assert '"vCPU 1 ' in output, output
         if command == "kvmgdb list":
             assert "vm1" in output, output
     shell.stop()

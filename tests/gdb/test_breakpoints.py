@@ -145,4 +145,4 @@ def test_breakpoint_where_nothing_is_mapped(gdb_path: str, server: KvmgdbServer)
     output = gdb_batch(
         gdb_path, f"target remote {server.address}", "break *0x10", "stepi", "info threads"
     )
-    assert re.search(r'Thread 1\.1 "vCPU 0"', output.stdout), output.text
+    assert re.search(r'Thread 1\.1 "vCPU 0 ', output.stdout), output.text

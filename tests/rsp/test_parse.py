@@ -112,6 +112,7 @@ def test_one_vcpu_is_not_all_or_any(text: bytes) -> None:
         (b"x0,1", "read_binary"),
         (b"D;1", "detach"),
         (b"k", "kill_old"),
+        (b"vRun;", "run_program"),
     ],
 )
 def test_the_longest_name_wins(payload: bytes, name: str) -> None:
@@ -121,7 +122,7 @@ def test_the_longest_name_wins(payload: bytes, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"vMustReplyEmptyX", b"qCX", b"vRun;", b"kill", b"g1", b"?x", b"QNonStop:1"]
+    "payload", [b"", b"vMustReplyEmptyX", b"qCX", b"kill", b"g1", b"?x", b"QNonStop:1"]
 )
 def test_packets_that_nobody_handles(payload: bytes) -> None:
     assert find_handler(payload) == (None, b"")

@@ -22,7 +22,8 @@ from kvmgdb.rsp.threads import PROCESS, format_thread
 
 _ANNOUNCED = (
     f"PacketSize={PACKET_SIZE:x};qXfer:features:read+;qXfer:threads:read+;QStartNoAckMode+;"
-    "multiprocess+;vContSupported+;swbreak+;hwbreak+;binary-upload+"
+    "multiprocess+;vContSupported+;swbreak+;hwbreak+;binary-upload+;exec-events+;"
+    "qXfer:exec-file:read+;qXfer:libraries:read+;qXfer:auxv:read+;qXfer:vmcoreinfo:read+"
 )
 
 # Characters of console text per O packet: GDB takes them in any size, other
@@ -93,6 +94,12 @@ def attach(session: Session, arguments: bytes) -> Reply:
         raise UnsupportedError("the virtual machine is process 1")
     session.attach()
     return stop_reply.attached(session)
+
+
+@packet("vRun;")
+def run_program(session: Session, arguments: bytes) -> Reply:
+    """GDB, which has the kernel's file, thinks that it could be started as a program."""
+    raise UnsupportedError("a guest's kernel is not started by its debugger: attach to it")
 
 
 @packet("vKill;")

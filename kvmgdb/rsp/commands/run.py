@@ -116,6 +116,9 @@ def _resume_old(session: Session, address: bytes, action: Action) -> Reply | Non
 def _let_go(session: Session, request: ResumeRequest) -> Reply | None:
     """Resumes. A machine that cannot go on is a stop where it stands: GDB shows
     the reason, and keeps what it knows."""
+    overdue = session.overdue()
+    if overdue is not None:
+        return overdue
     try:
         session.debuggee.resume(session, request)
     except MachineError as error:

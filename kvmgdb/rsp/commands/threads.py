@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kvmgdb.machine.interface import StopReason
+from xml.sax.saxutils import quoteattr
+
+from kvmgdb.machine.interface import StopReason, Vcpu
 from kvmgdb.rsp.commands.general import transfer
 from kvmgdb.rsp.dispatch import OK, MalformedPacketError, Reply, packet
 from kvmgdb.rsp.session import Session
@@ -48,8 +50,8 @@ def more_threads(session: Session, arguments: bytes) -> Reply:
 def extra_info(session: Session, arguments: bytes) -> Reply:
     """``qThreadExtraInfo,<thread>`` -> a line of text in hex."""
     index = parse_vcpu(arguments, len(session.machine.vcpus), "qThreadExtraInfo,")
-    state = session.machine.vcpus[index].state
-    text = f"vCPU {index} [{state}]" if state else f"vCPU {index}"
+    vcpu = session.machine.vcpus[index]
+    text = _name(session, vcpu) + (f" [{vcpu.state}]" if vcpu.state else "")
     return Reply(text.encode("utf-8").hex().encode("ascii"))
 
 
@@ -60,18 +62,25 @@ def thread_list(session: Session, arguments: bytes) -> Reply:
     if annex or not colon:
         return Reply(b"E00")
     lines = ['<?xml version="1.0"?><threads>']
-    with_states = _wants_states(session)
+    shown = _will_be_shown(session)
     for vcpu in session.machine.vcpus if session.has_machine else ():
         thread = format_thread(session, vcpu.index)
+        name = quoteattr(_name(session, vcpu) if shown else f"vCPU {vcpu.index}")
         lines.append(
-            f'<thread id="{thread}" core="{vcpu.index}" name="vCPU {vcpu.index}">'
-            f"{vcpu.state if with_states else ''}</thread>"
+            f'<thread id="{thread}" core="{vcpu.index}" name={name}>'
+            f"{vcpu.state if shown else ''}</thread>"
         )
     lines.append("</threads>")
     return transfer("".join(lines).encode("utf-8"), window, "qXfer:threads:read:")
 
 
-def _wants_states(session: Session) -> bool:
+def _name(session: Session, vcpu: Vcpu) -> str:
+    """``vCPU 1 [kworker/1:2 pid 57]``, the task as far as it is known."""
+    task = session.debuggee.guest.current_task(session.machine, vcpu)
+    return f"vCPU {vcpu.index} [{task}]" if task else f"vCPU {vcpu.index}"
+
+
+def _will_be_shown(session: Session) -> bool:
     """Whether somebody will look at what the vCPUs do. After each step GDB takes
     the list once to see whether threads have come or gone, and shows nothing of
     it; `info threads` asks again."""
