@@ -100,7 +100,7 @@ def _pread(session: Session, fields: list[bytes]) -> Reply:
     number, count, offset = _numbers(fields, 3)
     file = session.descriptors.get(number)
     piece = file.data[offset : offset + min(count, PIECE)]
-    return Reply(framed=rsp_frame_binary(b"F%x;" % len(piece), piece))
+    return Reply(framed=rsp_frame_binary(b"F%x;" % len(piece), piece, runs=False))
 
 
 def _fstat(session: Session, fields: list[bytes]) -> Reply:
@@ -114,7 +114,7 @@ def _stat(session: Session, fields: list[bytes]) -> Reply:
 
 
 def _stat_reply(data: bytes) -> Reply:
-    return Reply(framed=rsp_frame_binary(b"F%x;" % len(data), data))
+    return Reply(framed=rsp_frame_binary(b"F%x;" % len(data), data, runs=False))
 
 
 def _no_link(session: Session, fields: list[bytes]) -> Reply:
