@@ -279,10 +279,9 @@ class KvmBreakpoints(BreakpointAbility):
     def __init__(self, machine: KvmMachine) -> None:
         self._machine = machine
         self._inserted: set[tuple[BreakpointKind, int, int]] = set()
-        self._missing: frozenset[BreakpointKind] = frozenset()
 
     def supported(self) -> frozenset[BreakpointKind]:
-        return frozenset(_KINDS) - self._missing
+        return frozenset(_KINDS)
 
     def insert(self, kind: BreakpointKind, address: int, length: int) -> None:
         self._machine.require_stopped()
@@ -293,10 +292,10 @@ class KvmBreakpoints(BreakpointAbility):
             try:
                 self._machine.agent.insert(_KINDS[kind], address, watched)
             except UnsupportedError:
-                # A KVM that interprets guest code ignores data breakpoints: writes
-                # are found by stepping, reads cannot be.
-                self._missing |= {kind}
-                raise
+                error = self._unwatchable(kind)
+                # GDB says no more than that it was refused.
+                self._machine.note(f"{error}: {error.remedy}")
+                raise error from None
             self._inserted.add((kind, address, length))
 
     def remove(self, kind: BreakpointKind, address: int, length: int) -> None:
@@ -313,6 +312,20 @@ class KvmBreakpoints(BreakpointAbility):
             if kind.is_watchpoint and start <= address < start + length:
                 return kind
         return BreakpointKind.WRITE
+
+    @staticmethod
+    def _unwatchable(kind: BreakpointKind) -> BreakpointError:
+        """A KVM that interprets guest code ignores data breakpoints: writes are
+        found by stepping, as long as perf events catch each step's exit."""
+        if kind is BreakpointKind.ACCESS:
+            return BreakpointError(
+                "this host's KVM interprets guest code and cannot watch for reads",
+                "watch for writes (`watch`), or break where the memory is read",
+            )
+        return BreakpointError(
+            "this host's KVM interprets guest code: to watch memory there kvmgdb needs perf events",
+            "run kvmgdb as root",
+        )
 
     @staticmethod
     def _length(kind: BreakpointKind, address: int, length: int) -> int:
@@ -402,6 +415,11 @@ class KvmMachine(Machine):
                 "VMM costs more"
             )
         return machine
+
+    def note(self, text: str) -> None:
+        """Says something, once, to whoever asks for :meth:`info`."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     # ---- memory
 

@@ -6,6 +6,7 @@
 #include "inject.h"
 #include "perf.h"
 #include "plant.h"
+#include "stepping.h"
 #include "stop.h"
 #include "threads.h"
 #include "tracee.h"
@@ -300,6 +301,9 @@ enum kvmgdb_agent_status session_detach(struct session *session,
   if (status == KVMGDB_AGENT_GONE)
     return KVMGDB_AGENT_OK;
   struct agent_error ignored;
+  for (int i = 0; i < session->vcpu_count; i++)
+    if (session->journal->vcpu[i].step_under_way)
+      stepping_end(session, &session->vcpu[i], &ignored);
   breakpoints_clear(session);
   guest_debug_clear(session, &ignored);
   restore_valid_regs(session);

@@ -2,8 +2,10 @@
 #include "breakpoints.h"
 #include "discover.h"
 #include "guest_debug.h"
+#include "guest_memory.h"
 #include "plant.h"
 #include "regs.h"
+#include "stepping.h"
 #include "stop.h"
 #include "tracee.h"
 #include "watch.h"
@@ -114,10 +116,12 @@ static enum kvmgdb_agent_status show(struct session *session, struct vcpu *vcpu,
   *is_event = false;
   if (shown->registers_valid && !vcpu->event)
     return KVMGDB_AGENT_OK;
-  enum kvmgdb_agent_status status =
-      regs_publish(session, vcpu, KVMGDB_AGENT_REASON_REQUEST, error);
-  if (status || !vcpu->event)
+  enum kvmgdb_agent_status status = stepping_end(session, vcpu, error);
+  if (status)
     return status;
+  regs_publish(session, vcpu, KVMGDB_AGENT_REASON_REQUEST);
+  if (!vcpu->event)
+    return KVMGDB_AGENT_OK;
   vcpu->event = false;
   struct meaning meaning = meaning_of(session, vcpu);
   if (!meaning.reason)
@@ -191,6 +195,7 @@ enum kvmgdb_agent_status debug_show_stop(struct session *session, int *events,
 }
 
 static void run(struct session *session, struct vcpu *vcpu) {
+  stepping_begin(session, vcpu);
   regs_publish_running(session, vcpu);
   vcpu->event_reason = 0;
   vcpu->unshown = false;
@@ -261,12 +266,13 @@ static bool is_done_quietly(struct session *session, struct vcpu *vcpu) {
       !(debug->dr6 & DR6_SINGLE_STEP))
     return false;
   if (vcpu->phase != PHASE_PARKED)
-    return true; /* its news will be back */
+    return true;              /* its news will be back */
+  struct agent_error ignored; /* debug_show_stop() will meet it again */
   const struct breakpoint *changed = watch_changed(session);
-  if (changed) {
+  if (changed)
     vcpu->watch_hit = changed->gva;
+  if (changed || stepping_end(session, vcpu, &ignored))
     return false;
-  }
   vcpu->event = false;
   give_turn(session, vcpu->index);
   return true;
@@ -390,8 +396,12 @@ static enum kvmgdb_agent_status prepare(struct session *session,
   vcpu->stepping = step;
   vcpu->watching = !step && session->stepped_count;
   uint32_t flags = 0;
-  if (step || vcpu->watching)
+  if (step || vcpu->watching) {
+    struct agent_error ignored; /* it is looked for again when needed */
+    if (!session->region_count)
+      guest_memory_look(session, &ignored);
     flags = step_flags(session, action == KVMGDB_AGENT_STEP_BLOCK_IRQ);
+  }
   return guest_debug_apply(session, vcpu, flags, true, error);
 }
 

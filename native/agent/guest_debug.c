@@ -44,7 +44,11 @@ enum kvmgdb_agent_status guest_debug_apply(struct session *session,
       (!debug.control || generation == vcpu->debug_generation))
     return KVMGDB_AGENT_OK;
 
+  const struct kvmgdb_agent_vcpu *shown = &session->shared->vcpu[vcpu->index];
   struct journal_vcpu *journal = &session->journal->vcpu[vcpu->index];
+  /* While KVM steps it hides the flag, also one that is the guest's own. */
+  if (!(vcpu->debug_applied & KVM_GUESTDBG_SINGLESTEP))
+    journal->own_trap_flag = !!(shown->regs.rflags & TRAP_FLAG);
   if (debug.control) {
     __atomic_store_n(&journal->guest_debug, 1, __ATOMIC_RELEASE);
     if (session->perf)

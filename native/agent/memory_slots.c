@@ -74,13 +74,22 @@ static int by_gpa(const void *left, const void *right) {
   return (a->gpa > b->gpa) - (a->gpa < b->gpa);
 }
 
-enum kvmgdb_agent_status memory_slots_find(struct session *session,
+enum kvmgdb_agent_status memory_slots_list(struct session *session,
                                            struct region_list *list,
                                            struct agent_error *error) {
   *list = (struct region_list){0};
   if (!slots_from_kernel(session, list) && !slots_guess(session, list))
     return agent_fail(error, KVMGDB_AGENT_NO_RAM, 0, -1, 0);
   qsort(list->region, (size_t)list->count, sizeof(list->region[0]), by_gpa);
+  return KVMGDB_AGENT_OK;
+}
+
+enum kvmgdb_agent_status memory_slots_find(struct session *session,
+                                           struct region_list *list,
+                                           struct agent_error *error) {
+  enum kvmgdb_agent_status status = memory_slots_list(session, list, error);
+  if (status)
+    return status;
   for (int i = 0; i < list->count; i++)
     add_descriptor(session, list, &list->region[i]);
   return KVMGDB_AGENT_OK;

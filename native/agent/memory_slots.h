@@ -20,6 +20,11 @@ enum kvmgdb_agent_status memory_slots_find(struct session *session,
                                            struct region_list *list,
                                            struct agent_error *error);
 
+/* The same without a descriptor of any; nothing is to be closed. */
+enum kvmgdb_agent_status memory_slots_list(struct session *session,
+                                           struct region_list *list,
+                                           struct agent_error *error);
+
 /* Closes the descriptors of the list. */
 void memory_slots_close(struct region_list *list);
 

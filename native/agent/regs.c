@@ -83,31 +83,32 @@ enum kvmgdb_agent_status regs_ioctl(struct session *session, struct vcpu *vcpu,
   return KVMGDB_AGENT_OK;
 }
 
-enum kvmgdb_agent_status regs_publish(struct session *session,
-                                      struct vcpu *vcpu,
-                                      enum kvmgdb_agent_reason reason,
-                                      struct agent_error *error) {
+enum kvmgdb_agent_status regs_fetch(struct session *session, struct vcpu *vcpu,
+                                    struct agent_error *error) {
   struct kvmgdb_agent_vcpu *shown = &session->shared->vcpu[vcpu->index];
-  shown->exit_reason =
-      vcpu->event_reason ? vcpu->event_reason : vcpu->run->exit_reason;
   if (vcpu->sync_fresh && session->sync_regs) {
     memcpy(&shown->regs, &vcpu->run->s.regs.regs, sizeof(shown->regs));
     memcpy(&shown->sregs, &vcpu->run->s.regs.sregs, sizeof(shown->sregs));
-  } else {
-    enum kvmgdb_agent_status status =
-        regs_ioctl(session, vcpu, KVMGDB_AGENT_GET_REGS, &shown->regs,
-                   sizeof(shown->regs), error);
-    if (!status)
-      status = regs_ioctl(session, vcpu, KVMGDB_AGENT_GET_SREGS, &shown->sregs,
-                          sizeof(shown->sregs), error);
-    if (status)
-      return status;
+    return KVMGDB_AGENT_OK;
   }
+  enum kvmgdb_agent_status status =
+      regs_ioctl(session, vcpu, KVMGDB_AGENT_GET_REGS, &shown->regs,
+                 sizeof(shown->regs), error);
+  if (!status)
+    status = regs_ioctl(session, vcpu, KVMGDB_AGENT_GET_SREGS, &shown->sregs,
+                        sizeof(shown->sregs), error);
+  return status;
+}
+
+void regs_publish(struct session *session, struct vcpu *vcpu,
+                  enum kvmgdb_agent_reason reason) {
+  struct kvmgdb_agent_vcpu *shown = &session->shared->vcpu[vcpu->index];
+  shown->exit_reason =
+      vcpu->event_reason ? vcpu->event_reason : vcpu->run->exit_reason;
   shown->registers_valid = 1;
   shown->reason = reason;
   shown->state =
       vcpu->at_kvm_run ? KVMGDB_AGENT_VCPU_STOPPED : KVMGDB_AGENT_VCPU_HALTED;
-  return KVMGDB_AGENT_OK;
 }
 
 void regs_publish_running(struct session *session, struct vcpu *vcpu) {

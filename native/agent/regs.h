@@ -5,11 +5,14 @@
 #include "session.h"
 #include <stddef.h>
 
-/* Shows a stop to the client: state, reason and registers of `vcpu`. */
-enum kvmgdb_agent_status regs_publish(struct session *session,
-                                      struct vcpu *vcpu,
-                                      enum kvmgdb_agent_reason reason,
-                                      struct agent_error *error);
+/* Reads general and special registers of `vcpu` into the shared pages. */
+enum kvmgdb_agent_status regs_fetch(struct session *session, struct vcpu *vcpu,
+                                    struct agent_error *error);
+
+/* Shows a stop, with the registers that were fetched, to the client: state,
+ * reason and registers of `vcpu`. */
+void regs_publish(struct session *session, struct vcpu *vcpu,
+                  enum kvmgdb_agent_reason reason);
 
 /* Shows that `vcpu` runs. */
 void regs_publish_running(struct session *session, struct vcpu *vcpu);

@@ -10,6 +10,7 @@
 #define KVMGDB_AGENT_SESSION_H
 
 #include "kvmgdb/agent.h"
+#include "trap_flag.h"
 #include <linux/kvm.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -35,7 +36,10 @@ struct journal_vcpu {
   uint8_t immediate_exit_forced;
   uint8_t mask_changed;
   uint8_t guest_debug; /* KVM_SET_GUEST_DEBUG has been made */
-  uint64_t mask;       /* the thread's own signal mask */
+  uint8_t step_under_way;
+  uint8_t own_trap_flag; /* the guest's, when stepping began */
+  uint64_t mask;         /* the thread's own signal mask */
+  struct step_start step;
 };
 
 struct journal_plant {
@@ -130,6 +134,8 @@ struct session {
   bool sync_regs;
   uint32_t guest_debug_supported; /* KVM_GUESTDBG_*, 0: not known */
   uint64_t cave;
+  int region_count; /* 0: not looked at yet; see guest_memory.h */
+  struct kvmgdb_agent_region region[KVMGDB_AGENT_MAX_REGIONS];
 
   struct breakpoint software[KVMGDB_AGENT_MAX_BREAKPOINTS];
   struct breakpoint hardware[KVMGDB_AGENT_MAX_HARDWARE];

@@ -4,6 +4,7 @@ option: what a user does first."""
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ import pytest
 from kvmgdb.cli.launch import kvm_unusable
 from kvmgdb.machine.agent import agent_path
 from tests.kvm.guests import image, qemu_guest
-from tests.support.gdb import GdbSession
+from tests.support.gdb import GdbSession, gdb_batch
 from tests.support.require import requires
 from tests.support.server import KvmgdbServer
 
@@ -90,6 +91,29 @@ def _session(gdb: GdbSession, server: KvmgdbServer, watches: bool = True) -> Non
 def test_qemu(gdb: GdbSession, qemu: int) -> None:
     with KvmgdbServer(str(qemu)) as server:
         _session(gdb, server)
+
+
+def test_watching_for_reads(gdb_path: str, qemu: int) -> None:
+    """By debug registers; a KVM that interprets guest code has none, and then the
+    user is told why, and may go on."""
+    watched = image("chain").symbols["chain_watched"]
+    with KvmgdbServer(str(qemu)) as server:
+        said = gdb_batch(
+            gdb_path,
+            f"target remote {server.address}",
+            f"awatch *(unsigned long *) {watched:#x}",
+            "continue",
+            "delete",
+            "monitor info",
+            "stepi",
+            "detach",
+        ).text
+    if kvm_unusable():
+        assert "Could not insert hardware watchpoint 1" in said
+        assert "cannot watch for reads: watch for writes" in said
+    else:
+        assert re.search(r"Hardware access .* 1: .*\n\nValue = ", said), said
+    assert "detached" in said
 
 
 def test_qemu_by_name_and_q35_with_shared_memory(gdb: GdbSession) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from kvmgdb.cli.launch import kvm_unusable
 from kvmgdb.demo.kernel import Kernel
 from tests.kvm.adopted import LinuxUnderKvm, linux_under_kvm
 from tests.support.gdb import GdbSession
@@ -103,14 +102,6 @@ def _gate(gdb: GdbSession, vector: int) -> int:
     assert selector == _KERNEL_CS
     assert kind & 0x9F == 0x8E  # present, an interrupt gate
     return int(high << 32 | middle << 16 | low)
-
-
-def _demand_watchpoints() -> None:
-    if kvm_unusable():
-        pytest.skip(
-            "a KVM that interprets guest code has no watchpoints: they are found by stepping, "
-            "which can leave the trap flag in what an interrupt saves (docs/safety.md)"
-        )
 
 
 def test_registers_are_those_that_qemu_shows(gdb: GdbSession, linux: LinuxUnderKvm) -> None:
@@ -236,7 +227,6 @@ def _writer(gdb: GdbSession, gva: int) -> bool:
 
 
 def test_watchpoint_on_jiffies(attached: GdbSession, linux: LinuxUnderKvm) -> None:
-    _demand_watchpoints()
     jiffies = linux.symbol("jiffies_64")
     attached.cli(f"watch *(unsigned long *) {jiffies:#x}")
     for _ in range(3):
@@ -269,7 +259,6 @@ def test_watching_leaves_no_trap_flag_in_the_guest(
     """Where KVM watches by stepping, the flag that steps a vCPU must not get into
     what an interrupt saves of the program that it interrupts: when that goes on
     it would take a debug exception of nobody's, and die of it."""
-    _demand_watchpoints()
     for _ in range(3):
         _select_vcpu_in_user_mode(attached)
         # Where the processor saves them (SDM volume 3, "Stack Switching in 64-Bit
