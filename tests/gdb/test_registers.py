@@ -95,6 +95,7 @@ def test_write_general_registers(connected: GdbSession, guest: WatchedGuest) -> 
 
 def test_write_flags_and_vectors(connected: GdbSession, guest: WatchedGuest) -> None:
     gdb = connected
+    gdb.cli("thread 1")
     flags = guest.register("RFL")
     assert f"{flags:#x}" in gdb.cli("info registers eflags")
     gdb.cli(f"set $eflags = {flags ^ 0x801:#x}")
