@@ -70,6 +70,8 @@ find_missing() {
     need gdb gdb
     if [ "$level" = test ]; then
         need clang-format clang-format
+        need lz4 lz4
+        need pahole dwarves
         need tmux tmux
         need chromedriver chromium-driver
         command -v chromium >/dev/null ||

@@ -16,7 +16,7 @@ from kvmgdb.linux.tasks import Task, cpu_of_vcpu, current_task, list_tasks, read
 from kvmgdb.machine.interface import Vcpu
 from kvmgdb.machine.registers import Group
 
-_GROUPS = frozenset({Group.GENERAL, Group.SEGMENT})
+_GROUPS = frozenset({Group.GENERAL, Group.SEGMENT, Group.KERNEL_GS})
 
 
 @dataclass(frozen=True)

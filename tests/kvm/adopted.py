@@ -54,17 +54,20 @@ _SOURCE = Path(__file__).parent / "init_compute.c"
 
 @dataclass(frozen=True)
 class Facts:
-    """What the guest said of itself: kernel symbols (GVA), and the counters' GPA."""
+    """What the guest said of itself: kernel symbols (GVA), the counters' GPA, and
+    all that it printed."""
 
     symbols: dict[str, int]
     counters: int
+    console: str
 
     @classmethod
     def parse(cls, console: str) -> Facts:
         symbols = re.findall(r"^compute: symbol ([0-9a-f]+) (\S+)\r?$", console, re.MULTILINE)
         counters = re.search(r"^compute: counters ([0-9a-f]+)\r?$", console, re.MULTILINE)
         assert counters, console
-        return cls({name: int(value, 16) for value, name in symbols}, int(counters[1], 16))
+        addresses = {name: int(value, 16) for value, name in symbols}
+        return cls(addresses, int(counters[1], 16), console)
 
 
 class Qemu:

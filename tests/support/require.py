@@ -82,6 +82,8 @@ NEEDS: dict[str, Callable[[], str]] = {
     "chromium": _chromium,
     "speedscope": _speedscope,
     "tmux": lambda: _program("tmux"),
+    "lz4": lambda: _program("lz4"),
+    "pahole": lambda: _program("pahole"),
 }
 
 
