@@ -65,13 +65,7 @@ class QemuProcess:
 
     @property
     def accelerator(self) -> str:
-        """ "kvm", "tcg" ..., as the process shows it: an open KVM VM decides."""
-        try:
-            if _has_kvm_vm(self.pid):
-                return "kvm"
-            return "tcg"
-        except OSError:
-            pass
+        """ "kvm", "tcg" ..., as the command line asks for it."""
         if "enable-kvm" in self.options:
             return "kvm"
         for value in self.options.get("accel", []) + self.options.get("machine", []):
@@ -107,38 +101,12 @@ def read_qemu_process(pid: int) -> QemuProcess | None:
     return QemuProcess(pid, arguments, max(0.0, uptime - started), _parse_options(arguments))
 
 
-def find_qemu(name: str) -> QemuProcess:
-    """The QEMU whose ``-name`` is ``name``. Raises TargetNotFoundError where
-    there is none, or more than one."""
-    found = [process for process in qemu_processes() if process.name == name]
-    if not found:
-        raise TargetNotFoundError(f"no QEMU process has the name {name!r}")
-    if len(found) > 1:
-        pids = ", ".join(str(process.pid) for process in found)
-        raise TargetNotFoundError(
-            f"{len(found)} QEMU processes have the name {name!r} (PIDs {pids})", "name the PID"
-        )
-    return found[0]
-
-
 def _is_qemu(pid: int, program: str) -> bool:
     try:
         executable = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
     except OSError:
         executable = program
     return any(_BINARY.fullmatch(Path(name).name) for name in (executable, program))
-
-
-def _has_kvm_vm(pid: int) -> bool:
-    """Whether the process holds a KVM VM. Raises OSError without the right to look."""
-    directory = f"/proc/{pid}/fd"
-    for descriptor in os.listdir(directory):
-        try:
-            if os.readlink(f"{directory}/{descriptor}") == "anon_inode:kvm-vm":
-                return True
-        except FileNotFoundError:
-            continue
-    return False
 
 
 # ---- the command line -----------------------------------------------------

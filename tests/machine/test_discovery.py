@@ -14,15 +14,14 @@ from kvmgdb.demo.process import end, start
 from kvmgdb.errors import KvmgdbError, TargetGoneError, TargetNotFoundError
 from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.interface import Machine
+from kvmgdb.machine.processes import find_vm, vm_processes
 from kvmgdb.machine.qemu_process import (
     QemuProcess,
     _parse_options,
     connect_qmp,
-    find_qemu,
     gdb_stub_address,
     listening_sockets,
     parse_chardev_address,
-    qemu_processes,
     read_qemu_process,
 )
 from kvmgdb.machine.target import parse_target
@@ -126,8 +125,8 @@ def test_a_name_finds_the_machine(tmp_path: Path) -> None:
     name = f"kvmgdb-find-{os.getpid()}"
     socket = f"unix:{tmp_path}/qmp,server=on,wait=off"
     with qemu("-name", f"{name},debug-threads=on", "-smp", "2", "-qmp", socket) as process:
-        assert find_qemu(name).pid == process.pid
-        assert process.pid in [found.pid for found in qemu_processes()]
+        assert find_vm(name).pid == process.pid
+        assert process.pid in [found.pid for found in vm_processes()]
         assert (process.vcpus, process.memory, process.accelerator) == (2, 16 << 20, "tcg")
         monitor_of(process)
         for text in (name, str(process.pid), f"qmp:{tmp_path}/qmp"):
@@ -137,12 +136,12 @@ def test_a_name_finds_the_machine(tmp_path: Path) -> None:
             machine.close()
         with qemu("-name", name) as other:
             with pytest.raises(
-                TargetNotFoundError, match="2 QEMU processes have the name"
+                TargetNotFoundError, match="2 virtual machines have the name"
             ) as caught:
-                find_qemu(name)
+                find_vm(name)
             assert str(other.pid) in str(caught.value)
-    with pytest.raises(TargetNotFoundError, match="no QEMU process has the name"):
-        find_qemu(name)
+    with pytest.raises(TargetNotFoundError, match="no virtual machine has the name"):
+        find_vm(name)
 
 
 def test_a_monitor_for_people_only(tmp_path: Path) -> None:
