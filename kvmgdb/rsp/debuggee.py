@@ -71,6 +71,10 @@ class Debugger(Protocol):
     def follows_modules(self) -> bool:
         """Whether it wants to know of kernel modules that come and go."""
 
+    @property
+    def waits_for_kernel(self) -> bool:
+        """Whether it has asked for the guest's kernel, and there was none."""
+
     def announce(self, vcpu: int) -> bool:
         """Tells it what has changed in the guest's kernel, if anything that it cares
         for; it holds the guest from then on."""
@@ -403,6 +407,8 @@ class Debuggee:
     def _housekeeping(self) -> None:
         self._timer = None
         self._poll()
+        if self.guest.is_due and not self._stepping and self._stepping_over is None:
+            self._guarded(self._look_for_kernel)
         if self._machine is not None:
             self._schedule_housekeeping()
 
@@ -474,6 +480,20 @@ class Debuggee:
         self.guest.look_again(self.machine, follows and not self._modules.planted)
         if self.guest.kernel is not before and follows:
             self.watch_modules()
+
+    def _look_for_kernel(self) -> None:
+        """Stops a guest that is booting for a moment: once it has a kernel, debuggers
+        learn of it, and their breakpoints by name can hit."""
+        waiting = [m for m in self._members.values() if m.debugger.waits_for_kernel]
+        if self._machine is None or not self._machine.running or not waiting:
+            return
+        event = self._machine.stop()
+        if event.reason is StopReason.REQUEST:
+            self._look_after_kernel()
+            for member in waiting:
+                if member.request is not None and member.debugger.announce(event.vcpu):
+                    member.request = None
+        self._on_stop(event)
 
     def _on_exit(self, event: StopEvent) -> None:
         self.log(f"the virtual machine is gone: {event.detail}")

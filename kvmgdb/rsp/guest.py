@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvmgdb.errors import GuestDataError, KvmgdbError, UnsupportedError
-from kvmgdb.linux.identity import identify
+from kvmgdb.linux.identity import boot_state, identify
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.locate import is_mapped
 from kvmgdb.linux.modules import Module, list_modules
@@ -26,6 +26,10 @@ from kvmgdb.symbols.areas import module_areas
 # Looking after the kernel at stops takes at most this share of the time.
 _LOOKS_SHARE = 0.05
 _LOOK_INTERVAL = 0.25
+# In seconds, after so many that found nothing.
+_SELDOM_INTERVAL = 3.0
+_OFTEN = 60
+_BOOTING = "booting"
 _MAX_LIBRARIES = 4096
 GS_BASES = frozenset({Group.SEGMENT, Group.KERNEL_GS})
 
@@ -57,8 +61,10 @@ class Guest:
         self.libraries_version = 0
         self.facts: dict[str, str] = {}
         self._freed: set[int] = set()
+        self._booting = False
         self._looked = False
         self._next_look = 0.0
+        self._vain_looks = 0
 
     def forget_machine(self) -> None:
         """The machine is closed, and with it the way to the guest's memory."""
@@ -66,7 +72,13 @@ class Guest:
         self.executable = None
         self.why_not = "kvmgdb is not attached"
         self._looked = False
+        self._vain_looks = 0
         self._freed.clear()
+
+    def forget_kernel(self) -> None:
+        """The machine was reset: what runs next is another kernel, or none."""
+        self._vain_looks = 0
+        self._lose("the machine was reset")
 
     def find(self, machine: Machine) -> Kernel | None:
         """The kernel; it is looked for once after each attachment."""
@@ -77,16 +89,29 @@ class Guest:
     def look_again(self, machine: Machine, modules: bool) -> None:
         """At a stop: is the kernel still that one, or is there one now? And, with
         ``modules``, which are there? Not more often than is worth it."""
-        begin = time.monotonic()
-        if not self._looked or begin < self._next_look:
+        if not self._looked or time.monotonic() < self._next_look:
             return
         self._look(machine)
         if modules:
             self.read_libraries()
-        spent = time.monotonic() - begin
-        self._next_look = begin + max(_LOOK_INTERVAL, spent / _LOOKS_SHARE)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is worth stopping a guest that runs, to see whether it has a
+        kernel by now: often while it may be booting, seldom later."""
+        return self._looked and self.kernel is None and time.monotonic() >= self._next_look
 
     def _look(self, machine: Machine) -> None:
+        begin = time.monotonic()
+        self._look_now(machine)
+        self._vain_looks = 0 if self.kernel is not None else self._vain_looks + 1
+        often = self._vain_looks <= _OFTEN
+        spent = time.monotonic() - begin
+        self._next_look = begin + max(
+            _LOOK_INTERVAL if often else _SELDOM_INTERVAL, spent / _LOOKS_SHARE
+        )
+
+    def _look_now(self, machine: Machine) -> None:
         memory = machine.memory
         try:
             if memory is None:
@@ -95,14 +120,22 @@ class Guest:
                 )
             pagings = [paging for vcpu in machine.vcpus if (paging := vcpu.paging()) is not None]
             self._looked = True
-            if self.kernel is not None and is_mapped(memory, self.kernel.location, pagings):
+            if (
+                self.kernel is not None
+                and is_mapped(memory, self.kernel.location, pagings)
+                # Some of what is read while it boots is not final.
+                and (not self._booting or boot_state(self.kernel) == _BOOTING)
+            ):
                 return
             self._adopt(Kernel.find(memory, pagings, search=False))
         except KvmgdbError as error:
-            self.why_not = str(error)
-            self.kernel = None
-            self.executable = None
-            self._set_libraries(())
+            self._lose(str(error))
+
+    def _lose(self, why: str) -> None:
+        self.why_not = why
+        self.kernel = None
+        self.executable = None
+        self._set_libraries(())
 
     def _adopt(self, kernel: Kernel) -> None:
         identity = identify(kernel)
@@ -110,6 +143,7 @@ class Guest:
         stem = f"vmlinux-{identity.release}" if identity.release else "vmlinux"
         self.kernel = kernel
         self.why_not = ""
+        self._booting = identity.state == _BOOTING
         self.executable = self.files.name(stem, "", key, lambda: build_vmlinux(kernel))
         self.facts = {
             "kernel": f"Linux {identity.release or '(release unknown)'} at {kernel.base:#x}",

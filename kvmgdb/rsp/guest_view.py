@@ -33,6 +33,16 @@ class GuestView:
         """Whether this debugger wants to know of modules that come and go."""
         return self._libraries_version is not None
 
+    @property
+    def waits_for_kernel(self) -> bool:
+        """Whether it can be told of a kernel, and has not been told of the one that
+        runs or will run."""
+        return (
+            self._asked_executable
+            and "exec-events" in self._session.features
+            and (self._executable is None or self._executable != self._guest.executable)
+        )
+
     def tell_executable(self) -> str | None:
         """The path that stands for the running kernel; None where there is none."""
         self._guest.find(self._session.machine)
@@ -59,12 +69,7 @@ class GuestView:
     def news(self) -> str:
         """The part of a stop reply that tells of a change, once; or nothing."""
         executable = self._guest.executable
-        if (
-            self._asked_executable
-            and executable is not None
-            and executable != self._executable
-            and "exec-events" in self._session.features
-        ):
+        if executable is not None and self.waits_for_kernel:
             self._executable = executable
             # It drops what it had planted, and plants it again after reading.
             self._session.debuggee.drop_breakpoints(self._session)

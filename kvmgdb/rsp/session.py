@@ -313,6 +313,10 @@ class Session:
     def follows_modules(self) -> bool:
         return self.guest_view.follows_modules
 
+    @property
+    def waits_for_kernel(self) -> bool:
+        return self.guest_view.waits_for_kernel
+
     def announce(self, vcpu: int) -> bool:
         reply = self._news(vcpu)
         if reply is None:
