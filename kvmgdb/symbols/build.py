@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from kvmgdb import __version__
@@ -10,15 +13,26 @@ from kvmgdb.errors import GuestDataError, KvmgdbError
 from kvmgdb.linux.identity import read_build_id
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.modules import Module
-from kvmgdb.linux.native import UnwindTables
+from kvmgdb.linux.native import BtfTable, SymbolTable, UnwindTables
 from kvmgdb.linux.orc import add_kernel, module_tables
 from kvmgdb.symbols.areas import kernel_areas, module_areas
 from kvmgdb.symbols.elf import Area, build_elf
-from kvmgdb.symbols.native import DebugSections, Section
+from kvmgdb.symbols.native import DebugSections, PerCpu, Section, Variable
 from kvmgdb.symbols.thunks import thunk_rules
 from kvmgdb.symbols.variables import per_cpu_area, typed_variables
 
-_PRODUCER = f"kvmgdb {__version__}, from the guest's BTF"
+_DEBUG = {
+    ".debug_abbrev": Section.ABBREV,
+    ".debug_info": Section.INFO,
+    ".debug_str": Section.STR,
+    ".debug_aranges": Section.ARANGES,
+    ".debug_loclists": Section.LOCLISTS,
+    ".debug_frame": Section.FRAME,
+}
+# "gcc-12 (Debian 12.2.0-14) 12.2.0", "gcc version 8.3.0 (...)"
+_GCC = re.compile(r"\bgcc\S* (?:\([^()]*\) |version )?(\d+\.\d+(?:\.\d+)?)")
+# struct btf_header of a table without types.
+_NO_TYPES = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, 1) + b"\0"
 
 
 @dataclass(frozen=True)
@@ -41,78 +55,86 @@ class SymbolFile:
 def build_vmlinux(kernel: Kernel) -> SymbolFile:
     """The file of the kernel itself, at the addresses where it runs. Raises
     KvmgdbError where not even its symbols can be put into one."""
-    build_id = None
+    file = _File("vmlinux", kernel, kernel_areas(kernel))
     with suppress(KvmgdbError):
-        build_id = read_build_id(kernel)
-    warnings: list[str] = []
-    areas = kernel_areas(kernel)
-    sections = _sections(areas)
-    try:
+        file.build_id = read_build_id(kernel)
+    with file.warning("no call frames"):
         tables = UnwindTables()
         add_kernel(tables, kernel)
-        sections.add_frames(tables, kernel.symbols, thunk_rules(kernel), user_mode=True)
-    except KvmgdbError as error:
-        warnings.append(f"no call frames: {error}")
-    try:
-        sections.add_types(
-            kernel.types.table,
-            kernel.symbols,
-            _PRODUCER,
-            "vmlinux",
-            typed_variables(kernel),
-            per_cpu_area(kernel),
-        )
-    except KvmgdbError as error:
-        warnings.append(f"no types: {error}")
-    local = sections.add_symbols(kernel.symbols)
-    return _finish("vmlinux", areas, sections, local, build_id, warnings)
+        file.sections.add_frames(tables, kernel.symbols, thunk_rules(kernel), user_mode=True)
+    with file.warning("no types"):
+        variables = typed_variables(kernel)
+        file.add_types(kernel.types.table, kernel.symbols, variables, per_cpu_area(kernel))
+    return file.finish(kernel.symbols)
 
 
 def build_module(kernel: Kernel, module: Module) -> SymbolFile:
     """The file of a module, which goes with that of its kernel. Raises KvmgdbError
     where not even its symbols can be put into one."""
-    warnings: list[str] = []
-    areas = module_areas(module)
-    if not areas:
-        raise GuestDataError(f"the module {module.name} lies nowhere")
-    sections = _sections(areas)
-    try:
-        sections.add_frames(module_tables(kernel, module), module.symbols)
-    except KvmgdbError as error:
-        warnings.append(f"no call frames: {error}")
-    try:
-        sections.add_types(module.types.table, module.symbols, _PRODUCER, module.name)
-    except KvmgdbError as error:
-        warnings.append(f"no types: {error}")
-    local = sections.add_symbols(module.symbols)
-    return _finish(module.name, areas, sections, local, None, warnings)
+    file = _File(module.name, kernel, module_areas(module))
+    with file.warning("no call frames"):
+        file.sections.add_frames(module_tables(kernel, module), module.symbols)
+    with file.warning("no types"):
+        file.add_types(module.types.table, module.symbols)
+    return file.finish(module.symbols)
 
 
-def _sections(areas: list[Area]) -> DebugSections:
-    return DebugSections([(area.addresses, area.executable) for area in areas])
+class _File:
+    """A file while it is made: frames, then types, then symbols."""
+
+    def __init__(self, name: str, kernel: Kernel, areas: list[Area]) -> None:
+        if not areas:
+            raise GuestDataError(f"{name} lies nowhere in memory")
+        self.name = name
+        self.areas = areas
+        self.sections = DebugSections([(area.addresses, area.executable) for area in areas])
+        self.build_id: str | None = None
+        self.warnings: list[str] = []
+        self._compiler = _compiler(kernel)
+
+    @contextmanager
+    def warning(self, what: str) -> Iterator[None]:
+        """Makes a warning of what the guest lacks or has damaged."""
+        try:
+            yield
+        except KvmgdbError as error:
+            self.warnings.append(f"{what}: {error}")
+
+    def add_types(
+        self,
+        types: BtfTable,
+        symbols: SymbolTable,
+        variables: Sequence[Variable] = (),
+        per_cpu: PerCpu | None = None,
+    ) -> None:
+        producer = f"kvmgdb {__version__}, from BTF and ORC"
+        if self._compiler:
+            # GDB knows by this that code is unwound as described, to the last instruction.
+            producer = f"GNU C {self._compiler}, described by {producer}"
+        self.sections.add_types(
+            types, symbols, producer, self.name, variables, per_cpu, bool(self._compiler)
+        )
+
+    def finish(self, symbols: SymbolTable) -> SymbolFile:
+        if not self.sections.section(Section.INFO):
+            # Some functions must have their names there for GDB to unwind them.
+            self.add_types(BtfTable(_NO_TYPES), symbols)
+        local = self.sections.add_symbols(symbols)
+        data = build_elf(
+            self.areas,
+            self.sections.section(Section.SYMTAB),
+            self.sections.section(Section.STRTAB),
+            local,
+            {name: self.sections.section(section) for name, section in _DEBUG.items()},
+            bytes.fromhex(self.build_id or ""),
+        )
+        base = self.areas[0].addresses.start
+        return SymbolFile(self.name, data, base, self.build_id, tuple(self.warnings))
 
 
-def _finish(
-    name: str,
-    areas: list[Area],
-    sections: DebugSections,
-    local_symbols: int,
-    build_id: str | None,
-    warnings: list[str],
-) -> SymbolFile:
-    data = build_elf(
-        areas,
-        sections.section(Section.SYMTAB),
-        sections.section(Section.STRTAB),
-        local_symbols,
-        {
-            ".debug_abbrev": sections.section(Section.ABBREV),
-            ".debug_info": sections.section(Section.INFO),
-            ".debug_str": sections.section(Section.STR),
-            ".debug_aranges": sections.section(Section.ARANGES),
-            ".debug_loc": sections.section(Section.LOC),
-            ".debug_frame": sections.section(Section.FRAME),
-        },
-        bytes.fromhex(build_id) if build_id else b"",
-    )
-    return SymbolFile(name, data, areas[0].addresses.start, build_id, tuple(warnings))
+def _compiler(kernel: Kernel) -> str | None:
+    """The version of the GCC that made the kernel; None for other compilers."""
+    with suppress(KvmgdbError):
+        if found := _GCC.search(kernel.string(kernel.symbol("linux_banner"))):
+            return found[1]
+    return None

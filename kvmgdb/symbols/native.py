@@ -21,7 +21,7 @@ class Section(IntEnum):
     ABBREV = lib.KVMGDB_DEBUG_ABBREV
     STR = lib.KVMGDB_DEBUG_STR
     ARANGES = lib.KVMGDB_DEBUG_ARANGES
-    LOC = lib.KVMGDB_DEBUG_LOC
+    LOCLISTS = lib.KVMGDB_DEBUG_LOCLISTS
     FRAME = lib.KVMGDB_DEBUG_FRAME
 
 
@@ -41,10 +41,11 @@ class Variable:
 @dataclass(frozen=True)
 class CallRule:
     """Code whose return address lies ``cfa_offset`` - 8 bytes above the stack
-    pointer, where the unwind table has no rule for it."""
+    pointer, where the unwind table has no rule for it, or ``always``."""
 
     code: range
     cfa_offset: int
+    always: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class DebugSections:
         for out, rule in zip(native, rules, strict=True):
             out.start, out.end = rule.code.start, rule.code.stop
             out.cfa_offset = rule.cfa_offset
+            out.always = rule.always
         self._check(
             lib.kvmgdb_debug_add_frames(
                 self._native,
@@ -110,9 +112,12 @@ class DebugSections:
         name: str,
         variables: Sequence[Variable] = (),
         per_cpu: PerCpu | None = None,
+        static_calls_follow_abi: bool = False,
     ) -> None:
-        """INFO, ABBREV, STR and ARANGES: the types, the functions, and variables.
-        ``producer`` and ``name`` are of what the file says that it was made of."""
+        """INFO, ABBREV, STR, ARANGES and LOCLISTS: types, functions, variables.
+        ``producer`` and ``name`` say what made the code, and of what.
+        ``static_calls_follow_abi``: the compiler passes arguments in the registers of
+        the ABI also to functions that are not global."""
         names = [ffi.new("char[]", variable.name.encode()) for variable in variables]
         native = ffi.new("struct kvmgdb_debug_variable[]", len(variables))
         for out, text, variable in zip(native, names, variables, strict=True):
@@ -138,6 +143,7 @@ class DebugSections:
                 native,
                 len(variables),
                 area,
+                static_calls_follow_abi,
                 self._error,
             )
         )

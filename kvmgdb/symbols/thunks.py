@@ -1,8 +1,9 @@
 """Where the caller's address is in retpolines and return thunks.
 
-Unwind tables have no rules for them (arch/x86/lib/retpoline.S). A thunk jumps to
-where a register points; built as a retpoline, it calls into itself, puts the
-register over the address that this has pushed, and returns to it.
+Unwind tables have no rules for most of it (arch/x86/lib/retpoline.S). A thunk
+jumps to where a register points; built as a retpoline, it calls into itself, puts
+the register over the address that this has pushed, and returns to it: the tables'
+rule for the last step leads to the function that is about to be called.
 """
 
 from __future__ import annotations
@@ -53,4 +54,7 @@ def _thunk(start: int, text: bytes) -> list[CallRule]:
     if text[:1] != bytes([_CALL]) or len(text) <= _CALL_LENGTH:
         return [CallRule(range(start, end), _WORD)]
     called = start + _CALL_LENGTH
-    return [CallRule(range(start, called), _WORD), CallRule(range(called, end), 2 * _WORD)]
+    return [
+        CallRule(range(start, called), _WORD),
+        CallRule(range(called, end), 2 * _WORD, always=True),
+    ]

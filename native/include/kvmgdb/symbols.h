@@ -36,7 +36,7 @@ enum kvmgdb_debug_section {
   KVMGDB_DEBUG_ABBREV = 3,
   KVMGDB_DEBUG_STR = 4,
   KVMGDB_DEBUG_ARANGES = 5,
-  KVMGDB_DEBUG_LOC = 6,
+  KVMGDB_DEBUG_LOCLISTS = 6,
   KVMGDB_DEBUG_FRAME = 7,
   KVMGDB_DEBUG_SECTIONS = 8,
 };
@@ -62,6 +62,7 @@ struct kvmgdb_debug_rule {
   uint64_t start;
   uint64_t end;
   int16_t cfa_offset;
+  int always; /* also where the table has a rule */
 };
 
 /*
@@ -102,19 +103,21 @@ struct kvmgdb_debug_percpu {
 };
 
 /*
- * Makes INFO, ABBREV, STR, ARANGES: the types of `btf` (not of its base, which
- * is another file), the functions that are in both `btf` and `symbols`, under
- * one name that occurs once, and variables. `percpu` may be NULL.
- * `producer` and `name` are what made the units, and of what. A type that is
- * referred to but not there, or that has no end, is an unspecified type
- * ("damaged type").
+ * Makes INFO, ABBREV, STR, ARANGES, LOCLISTS: the types of `btf` (not of its
+ * base, which is another file), the functions that are in both `btf` and
+ * `symbols`, under one name that occurs once, and variables. `percpu` may be
+ * NULL. `producer` and `name` are what made the units, and of what. A type that
+ * is referred to but not there, or that has no end, is an unspecified type
+ * ("damaged type"). Parameters have a place only at the function's first
+ * instruction: the registers of the ABI, which compilers may leave aside in
+ * functions that are not global, unless `static_calls_follow_abi`.
  */
 enum kvmgdb_status kvmgdb_debug_add_types(
     struct kvmgdb_debug *debug, const struct kvmgdb_btf *btf,
     const struct kvmgdb_symbols *symbols, const char *producer,
     const char *name, const struct kvmgdb_debug_variable *variables,
     size_t variable_count, const struct kvmgdb_debug_percpu *percpu,
-    struct kvmgdb_error *error);
+    int static_calls_follow_abi, struct kvmgdb_error *error);
 
 /*
  * Makes SYMTAB and STRTAB. A symbol outside of all areas, such as one of

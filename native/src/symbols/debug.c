@@ -69,14 +69,15 @@ enum kvmgdb_status debug_finish(struct kvmgdb_debug *debug, uint32_t sections,
 
 #define TYPE_SECTIONS                                                          \
   (1u << KVMGDB_DEBUG_INFO | 1u << KVMGDB_DEBUG_ABBREV |                       \
-   1u << KVMGDB_DEBUG_STR | 1u << KVMGDB_DEBUG_ARANGES)
+   1u << KVMGDB_DEBUG_STR | 1u << KVMGDB_DEBUG_ARANGES |                       \
+   1u << KVMGDB_DEBUG_LOCLISTS)
 
 enum kvmgdb_status kvmgdb_debug_add_types(
     struct kvmgdb_debug *debug, const struct kvmgdb_btf *btf,
     const struct kvmgdb_symbols *symbols, const char *producer,
     const char *name, const struct kvmgdb_debug_variable *variables,
     size_t variable_count, const struct kvmgdb_debug_percpu *percpu,
-    struct kvmgdb_error *error) {
+    int static_calls_follow_abi, struct kvmgdb_error *error) {
   if (!debug || !btf || !symbols || !producer || !name ||
       (!variables && variable_count))
     return error_set(error, KVMGDB_ERR_INVALID, 0, 0);
@@ -84,6 +85,7 @@ enum kvmgdb_status kvmgdb_debug_add_types(
   __attribute__((cleanup(info_deinit))) struct info info;
   enum kvmgdb_status status =
       info_init(&info, debug, btf, producer, name, error);
+  info.static_calls_follow_abi = static_calls_follow_abi != 0;
   if (status == KVMGDB_OK) {
     dwarf_put_abbreviations(&debug->sections[KVMGDB_DEBUG_ABBREV]);
     info_put_types(&info);

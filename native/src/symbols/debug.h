@@ -8,20 +8,23 @@
 
 #define MAX_AREAS 64
 
-/* A kernel has some dozens. */
-#define MAX_SWITCHES 1024
+/* A kernel has some hundreds. */
+#define MAX_NOTED 4096
 
-/* Code of a frame that may lie on another stack than what it calls. */
-struct stack_switch {
+/* Code whose function must be in .debug_info, known to BTF or not: so that GDB
+ * unwinds it by our rules, and by its name where `switches` gives it another
+ * symbol: its frame may lie on another stack than what it calls. */
+struct noted_code {
   uint64_t start;
   uint64_t end;
+  bool switches;
 };
 
 struct kvmgdb_debug {
   struct kvmgdb_debug_area areas[MAX_AREAS];
   size_t area_count;
-  struct stack_switch switches[MAX_SWITCHES]; /* by rising address */
-  size_t switch_count;
+  struct noted_code noted[MAX_NOTED]; /* by rising address */
+  size_t noted_count;
   struct buffer sections[KVMGDB_DEBUG_SECTIONS];
 };
 

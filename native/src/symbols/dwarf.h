@@ -1,11 +1,13 @@
-/* The numbers of DWARF 4 that are used here (chapter 7 of the standard), and
- * the abbreviations of our entries. */
+/* The numbers of DWARF 4 and 5 that are used here (chapter 7 of the standard),
+ * and the abbreviations of our entries. */
 #ifndef KVMGDB_SYMBOLS_DWARF_H
 #define KVMGDB_SYMBOLS_DWARF_H
 
 #include "buffer.h"
 
-#define DWARF_VERSION 4
+#define DW_UT_compile 0x01
+#define DW_LLE_end_of_list 0x00
+#define DW_LLE_offset_pair 0x04
 #define DW_LANG_C99 0x0c
 
 enum {
@@ -20,10 +22,19 @@ enum {
 enum {
   DW_OP_addr = 0x03,
   DW_OP_deref = 0x06,
+  DW_OP_const1u = 0x08,
   DW_OP_consts = 0x11,
+  DW_OP_dup = 0x12,
+  DW_OP_over = 0x14,
+  DW_OP_swap = 0x16,
   DW_OP_neg = 0x1f,
+  DW_OP_or = 0x21,
   DW_OP_plus = 0x22,
+  DW_OP_bra = 0x28,
+  DW_OP_eq = 0x29,
+  DW_OP_skip = 0x2f,
   DW_OP_lit0 = 0x30,
+  DW_OP_reg0 = 0x50,
   DW_OP_breg0 = 0x70,
 };
 
@@ -61,6 +72,7 @@ enum {
   DW_CFA_expression = 0x10,
   DW_CFA_offset_extended_sf = 0x11,
   DW_CFA_val_offset = 0x14,
+  DW_CFA_val_expression = 0x16,
   DW_CFA_restore = 0xc0,
 };
 

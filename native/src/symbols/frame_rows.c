@@ -20,8 +20,15 @@ static const struct {
                    {DW_R9, 64},  {DW_R8, 72},   {DW_RAX, 80},  {DW_RCX, 88},
                    {DW_RDX, 96}, {DW_RSI, 104}, {DW_RDI, 112}, {DW_RIP, 128},
                    {DW_RSP, 152}};
+#define REGS_RBP 32
 #define INTERRUPT_RIP 0
+#define INTERRUPT_CS 8
 #define INTERRUPT_RSP 24
+
+/* arch/x86/include/asm/segment.h */
+#define KERNEL_CS 0x10
+#define USER32_CS 0x23
+#define USER_CS 0x33
 
 enum frame_class frame_class_of(const struct orc_rule *rule) {
   if (rule->sp_register == ORC_UNDEFINED || rule->sp_register >= ORC_UNKNOWN ||
@@ -187,6 +194,68 @@ static void put_cfa(struct buffer *out, const struct orc_rule *rule, int base) {
   buffer_put(out, bytes, expression.length);
 }
 
+/*
+ * Behind its call of error_entry(), which leaves all of struct pt_regs on the
+ * stack, entry code of 6.1 has the rule of before it: which of both it is can
+ * be told by the code segment. Leaves whether it is before.
+ */
+static void put_is_partial(struct buffer *out, const struct orc_rule *rule) {
+  put_u8(out, DW_OP_breg0 + DW_RSP);
+  put_sleb(out, rule->sp_offset + INTERRUPT_CS);
+  const uint8_t is_code_segment[] = {
+      DW_OP_deref, DW_OP_dup,     DW_OP_const1u, KERNEL_CS, DW_OP_eq,
+      DW_OP_over,  DW_OP_const1u, USER_CS,       DW_OP_eq,  DW_OP_or,
+      DW_OP_swap,  DW_OP_const1u, USER32_CS,     DW_OP_eq,  DW_OP_or};
+  buffer_put(out, is_code_segment, sizeof(is_code_segment));
+}
+
+/* Either of two expressions, each shorter than 128 bytes. */
+static void put_choice(struct buffer *out, const struct buffer *otherwise,
+                       const struct buffer *chosen) {
+  put_u8(out, DW_OP_bra);
+  put_u16(out, (uint16_t)(otherwise->length + 3));
+  buffer_put(out, otherwise->data, otherwise->length);
+  put_u8(out, DW_OP_skip);
+  put_u16(out, (uint16_t)chosen->length);
+  buffer_put(out, chosen->data, chosen->length);
+}
+
+/* The CFA and rbp of a row that may be either. */
+static void put_partial_row(struct buffer *out, const struct orc_rule *rule) {
+  uint8_t whole_bytes[16], partial_bytes[16], bytes[64];
+  struct buffer whole = {.data = whole_bytes, .capacity = sizeof(whole_bytes)};
+  struct buffer partial = {.data = partial_bytes,
+                           .capacity = sizeof(partial_bytes)};
+  struct buffer expression = {.data = bytes, .capacity = sizeof(bytes)};
+  put_u8(&whole, DW_OP_breg0 + DW_RSP);
+  put_sleb(&whole, REGS_SIZE);
+  put_u8(&partial, DW_OP_breg0 + DW_RSP);
+  put_sleb(&partial, rule->sp_offset + INTERRUPT_SIZE);
+  put_is_partial(&expression, rule);
+  put_choice(&expression, &whole, &partial);
+  put_u8(out, DW_CFA_def_cfa_expression);
+  put_uleb(out, expression.length);
+  buffer_put(out, bytes, expression.length);
+
+  whole.length = partial.length = expression.length = 0;
+  put_u8(&whole, DW_OP_breg0 + DW_RSP);
+  put_sleb(&whole, REGS_RBP);
+  put_u8(&whole, DW_OP_deref);
+  put_u8(&partial, DW_OP_breg0 + DW_RBP);
+  put_sleb(&partial, 0);
+  put_is_partial(&expression, rule);
+  put_choice(&expression, &whole, &partial);
+  put_u8(out, DW_CFA_val_expression);
+  put_uleb(out, DW_RBP);
+  put_uleb(out, expression.length);
+  buffer_put(out, bytes, expression.length);
+}
+
+static bool may_be_whole(const struct orc_rule *rule) {
+  return rule->type == ORC_TYPE_PARTIAL_REGS && rule->sp_register == ORC_SP &&
+         rule->bp_register == ORC_UNDEFINED;
+}
+
 static void put_bp(struct buffer *out, const struct orc_rule *rule, int base) {
   switch (rule->bp_register) {
   case ORC_PREV_SP:
@@ -215,6 +284,16 @@ void frame_put_row(struct buffer *out, const struct orc_rule *before,
   if (class == FRAME_OUTER)
     return;
   int base = base_of(class);
+  if (may_be_whole(rule)) {
+    if (!before || !may_be_whole(before) ||
+        before->sp_offset != rule->sp_offset)
+      put_partial_row(out, rule);
+    return;
+  }
+  if (before && may_be_whole(before)) {
+    put_bp(out, rule, base);
+    before = NULL;
+  }
   if (!before || before->sp_register != rule->sp_register ||
       before->sp_offset != rule->sp_offset)
     put_cfa(out, rule, base);

@@ -37,6 +37,19 @@ struct cursor {
   struct orc_rule current;
 };
 
+/* Our rule for where the cursor is, instead of the table's; NULL for none. */
+static const struct kvmgdb_debug_rule *own_rule(const struct frames *frames,
+                                                const struct cursor *cursor) {
+  const struct kvmgdb_debug_rule *own = frames->rules + cursor->own;
+  const struct orc_rule *listed = cursor->rule < cursor->table->count
+                                      ? &cursor->table->rules[cursor->rule]
+                                      : NULL;
+  if (cursor->own == frames->rule_count || own->start > cursor->at)
+    return NULL;
+  bool has_rule = listed && frame_class_of(listed) != FRAME_OUTER;
+  return own->always || !has_rule ? own : NULL;
+}
+
 static void cursor_move(const struct frames *frames, struct cursor *cursor,
                         uint64_t at) {
   const struct orc_table *table = cursor->table;
@@ -54,9 +67,8 @@ static void cursor_move(const struct frames *frames, struct cursor *cursor,
   cursor->current = (struct orc_rule){.type = ORC_TYPE_UNDEFINED};
   if (cursor->rule < table->count)
     cursor->current = table->rules[cursor->rule];
-  const struct kvmgdb_debug_rule *own = frames->rules + cursor->own;
-  if (cursor->own < frames->rule_count && own->start <= at &&
-      frame_class_of(&cursor->current) == FRAME_OUTER)
+  const struct kvmgdb_debug_rule *own = own_rule(frames, cursor);
+  if (own)
     cursor->current = (struct orc_rule){.sp_offset = own->cfa_offset,
                                         .sp_register = ORC_SP,
                                         .type = ORC_TYPE_CALL};
@@ -114,19 +126,20 @@ static bool is_call_on_stack(const struct frames *frames,
   return strncmp(name, CALL_ON_STACK, strlen(CALL_ON_STACK)) == 0;
 }
 
-static void note_switch(struct frames *frames, const struct cursor *cursor,
-                        uint64_t end) {
+static void note(struct frames *frames, const struct cursor *cursor,
+                 uint64_t end) {
   struct kvmgdb_debug *debug = frames->debug;
-  if (!frame_switches_stack(&cursor->current) &&
-      !is_call_on_stack(frames, cursor))
+  bool switches = frame_switches_stack(&cursor->current) ||
+                  is_call_on_stack(frames, cursor);
+  if (!switches && !own_rule(frames, cursor))
     return;
-  struct stack_switch *last =
-      debug->switch_count ? &debug->switches[debug->switch_count - 1] : NULL;
-  if (last && last->end == cursor->at)
+  struct noted_code *last =
+      debug->noted_count ? &debug->noted[debug->noted_count - 1] : NULL;
+  if (last && last->end == cursor->at && last->switches == switches)
     last->end = end;
-  else if (debug->switch_count < MAX_SWITCHES)
-    debug->switches[debug->switch_count++] =
-        (struct stack_switch){.start = cursor->at, .end = end};
+  else if (debug->noted_count < MAX_NOTED)
+    debug->noted[debug->noted_count++] = (struct noted_code){
+        .start = cursor->at, .end = end, .switches = switches};
 }
 
 /* From the cursor on, as far as one symbol and one class go. */
@@ -145,7 +158,7 @@ static void put_fde(struct frames *frames, struct cursor *cursor) {
   frame_put_row(out, NULL, &cursor->current);
   while (!symbol && cursor->at < cursor->end && out->status == KVMGDB_OK) {
     uint64_t change = next_change(frames, cursor, &symbol);
-    note_switch(frames, cursor, change);
+    note(frames, cursor, change);
     before = cursor->current;
     cursor_move(frames, cursor, change);
     if (symbol || change == cursor->end ||
@@ -199,7 +212,7 @@ enum kvmgdb_status kvmgdb_debug_add_frames(
         (i && rules[i].start < rules[i - 1].end))
       return error_set(error, KVMGDB_ERR_INVALID, 0, rules[i].start);
   debug_reset(debug, SECTIONS);
-  debug->switch_count = 0;
+  debug->noted_count = 0;
   struct frames frames = {.debug = debug,
                           .out = &debug->sections[KVMGDB_DEBUG_FRAME],
                           .symbols = symbols,

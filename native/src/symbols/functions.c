@@ -79,15 +79,14 @@ static size_t sort(struct function *functions, size_t count) {
   return kept;
 }
 
-/* Functions that have the symbol "__morestack" in them must have a name here,
- * also those that BTF does not know. */
-static size_t add_switches(struct info *info, const struct kvmgdb_debug *debug,
-                           const struct kvmgdb_symbols *symbols,
-                           struct function *functions, size_t known) {
+/* Functions that must be there, also those that BTF does not know. */
+static size_t add_noted(struct info *info, const struct kvmgdb_debug *debug,
+                        const struct kvmgdb_symbols *symbols,
+                        struct function *functions, size_t known) {
   size_t count = known;
-  for (size_t i = 0; i < debug->switch_count; i++) {
+  for (size_t i = 0; i < debug->noted_count; i++) {
     struct kvmgdb_symbol symbol;
-    if (kvmgdb_symbols_at(symbols, debug->switches[i].start, &symbol, NULL) !=
+    if (kvmgdb_symbols_at(symbols, debug->noted[i].start, &symbol, NULL) !=
             KVMGDB_OK ||
         !place(debug, symbols, &symbol, &functions[count]) ||
         bsearch(&functions[count], functions, known, sizeof(*functions),
@@ -111,10 +110,59 @@ static size_t collect(struct info *info, const struct kvmgdb_debug *debug,
                &functions[count]))
       functions[count++].id = id;
   }
-  return add_switches(info, debug, symbols, functions, sort(functions, count));
+  return add_noted(info, debug, symbols, functions, sort(functions, count));
 }
 
-static void put_function(struct info *info, const struct function *function) {
+/* ---- parameters ------------------------------------------------------------
+ */
+
+/* psABI for x86-64, section 3.2.3: where arguments of class INTEGER are. */
+static const uint8_t argument_registers[] = {DW_RDI, DW_RSI, DW_RDX,
+                                             DW_RCX, DW_R8,  DW_R9};
+#define ARGUMENT_REGISTERS sizeof(argument_registers)
+
+static bool is_integer_class(const struct info *info, uint32_t id) {
+  struct kvmgdb_btf_type type;
+  if (kvmgdb_btf_strip(info->btf, id, &type, NULL) != KVMGDB_OK)
+    return false;
+  return type.kind == KVMGDB_BTF_PTR ||
+         ((type.kind == KVMGDB_BTF_INT || type.kind == KVMGDB_BTF_ENUM ||
+           type.kind == KVMGDB_BTF_ENUM64) &&
+          type.size <= 8);
+}
+
+/* How many parameters are in registers at the function's first instruction. */
+static uint32_t count_in_registers(const struct info *info,
+                                   uint32_t prototype) {
+  struct btf_raw raw;
+  const char *extra = btf_find_raw(info->btf, prototype, &raw);
+  uint32_t count = 0;
+  while (extra && count < btf_count(&raw) && count < ARGUMENT_REGISTERS) {
+    uint32_t words[2]; /* name, type */
+    memcpy(words, extra + count * sizeof(words), sizeof(words));
+    if (!is_integer_class(info, words[1]))
+      break;
+    count++;
+  }
+  return count;
+}
+
+/* Section 2.6.2 of DWARF 5: there, and nowhere else. */
+static void put_location_lists(struct buffer *out, uint64_t offset,
+                               uint32_t count, uint32_t places[]) {
+  for (uint32_t i = 0; i < count; i++) {
+    places[i] = (uint32_t)out->length;
+    put_u8(out, DW_LLE_offset_pair);
+    put_uleb(out, offset);
+    put_uleb(out, offset + 1);
+    put_uleb(out, 1);
+    put_u8(out, (uint8_t)(DW_OP_reg0 + argument_registers[i]));
+    put_u8(out, DW_LLE_end_of_list);
+  }
+}
+
+static void put_function(struct info *info, struct buffer *locations,
+                         const struct function *function, uint64_t low) {
   if (function->id == 0) {
     put_uleb(info->out, ABBREV_FUNCTION_UNTYPED);
     put_u32(info->out, function->name);
@@ -135,7 +183,11 @@ static void put_function(struct info *info, const struct function *function) {
   put_u32(info->out, function->size);
   if (type)
     info_refer(info, type);
-  info_put_parameters(info, raw.size_or_type);
+  uint32_t places[ARGUMENT_REGISTERS], count = 0;
+  if (function->global || info->static_calls_follow_abi)
+    count = count_in_registers(info, raw.size_or_type);
+  put_location_lists(locations, function->address - low, count, places);
+  info_put_parameters(info, raw.size_or_type, places, count);
 }
 
 /* How many from `functions` on go into one unit: those of one area. */
@@ -169,10 +221,16 @@ enum kvmgdb_status info_put_functions(struct info *info,
                                       const struct kvmgdb_symbols *symbols,
                                       struct kvmgdb_error *error) {
   SCOPED_FREE struct function *functions = calloc(
-      (size_t)info->btf->end + debug->switch_count + 1, sizeof(*functions));
+      (size_t)info->btf->end + debug->noted_count + 1, sizeof(*functions));
   if (!functions)
     return error_set(error, KVMGDB_ERR_NO_MEMORY, 0, 0);
   size_t count = collect(info, debug, symbols, functions);
+  struct buffer *locations = &debug->sections[KVMGDB_DEBUG_LOCLISTS];
+  put_u32(locations, 0);
+  put_u16(locations, 5);
+  put_u8(locations, 8);
+  put_u8(locations, 0);
+  put_u32(locations, 0); /* no table of offsets */
   for (size_t first = 0; first < count;) {
     size_t length = unit_length(debug, functions + first, count - first);
     const struct function *last = &functions[first + length - 1];
@@ -181,9 +239,10 @@ enum kvmgdb_status info_put_functions(struct info *info,
               high);
     unit_begin(info, low, high);
     for (size_t i = 0; i < length; i++)
-      put_function(info, &functions[first + i]);
+      put_function(info, locations, &functions[first + i], low);
     unit_end(info);
     first += length;
   }
+  buffer_patch_u32(locations, 0, (uint32_t)(locations->length - 4));
   return KVMGDB_OK;
 }

@@ -127,9 +127,17 @@ void unit_begin(struct info *info, uint64_t low, uint64_t high) {
   info->start = info->out->length;
   info->fixups.length = 0;
   put_u32(info->out, 0);
-  put_u16(info->out, DWARF_VERSION);
-  put_u32(info->out, 0);
-  put_u8(info->out, ADDRESS_SIZE);
+  /* Location lists of DWARF 5 take a quarter of the space of those before. */
+  if (high > low) {
+    put_u16(info->out, 5);
+    put_u8(info->out, DW_UT_compile);
+    put_u8(info->out, ADDRESS_SIZE);
+    put_u32(info->out, 0);
+  } else {
+    put_u16(info->out, 4);
+    put_u32(info->out, 0);
+    put_u8(info->out, ADDRESS_SIZE);
+  }
   put_uleb(info->out, high > low ? ABBREV_CODE_UNIT : ABBREV_TYPE_UNIT);
   put_u32(info->out, info->producer);
   put_u8(info->out, DW_LANG_C99);

@@ -34,6 +34,7 @@ struct info {
   uint32_t producer; /* offsets into the strings */
   uint32_t name;
   uint32_t damaged;
+  bool static_calls_follow_abi;
   bool signs_are_told; /* enumerations say whether they are signed (6.0) */
 };
 
@@ -70,8 +71,10 @@ static inline uint32_t info_put_shape(struct info *info,
 /* Writes the entry of one type (types.c). */
 void info_put_type(struct info *info, uint32_t id);
 
-/* Writes the parameters of a FUNC_PROTO, and the end of its children. */
-void info_put_parameters(struct info *info, uint32_t prototype);
+/* Writes the parameters of a FUNC_PROTO, and the end of its children. The first
+ * `located` have their location lists at `places`. */
+void info_put_parameters(struct info *info, uint32_t prototype,
+                         const uint32_t *places, uint32_t located);
 
 /* All types at home in units of their own. */
 void info_put_types(struct info *info);

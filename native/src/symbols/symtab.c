@@ -68,10 +68,11 @@ static void add_bound(struct kvmgdb_debug *debug,
 static void add_switches(struct kvmgdb_debug *debug) {
   struct buffer *strings = &debug->sections[KVMGDB_DEBUG_STRTAB];
   uint32_t name = (uint32_t)strings->length;
-  if (debug->switch_count)
-    put_text(strings, "__morestack");
-  for (size_t i = 0; i < debug->switch_count; i++) {
-    const struct stack_switch *code = &debug->switches[i];
+  put_text(strings, "__morestack");
+  for (size_t i = 0; i < debug->noted_count; i++) {
+    const struct noted_code *code = &debug->noted[i];
+    if (!code->switches)
+      continue;
     Elf64_Sym symbol = {.st_name = name,
                         .st_info = ELF64_ST_INFO(STB_LOCAL, STT_FUNC),
                         .st_shndx = (uint16_t)(area_of(debug, code->start) + 1),

@@ -133,7 +133,8 @@ static void put_enumeration(struct info *info, uint32_t id,
 /* ---- functions -------------------------------------------------------------
  */
 
-void info_put_parameters(struct info *info, uint32_t prototype) {
+void info_put_parameters(struct info *info, uint32_t prototype,
+                         const uint32_t *places, uint32_t located) {
   struct btf_raw raw;
   const char *extra = btf_find_raw(info->btf, prototype, &raw);
   uint32_t count =
@@ -146,10 +147,15 @@ void info_put_parameters(struct info *info, uint32_t prototype) {
       break;
     }
     bool named = *btf_string(info->btf, words[0]) != '\0';
-    put_uleb(info->out, named ? ABBREV_PARAMETER_NAMED : ABBREV_PARAMETER);
+    bool placed = named && i < located;
+    put_uleb(info->out, placed  ? ABBREV_PARAMETER_LOCATED
+                        : named ? ABBREV_PARAMETER_NAMED
+                                : ABBREV_PARAMETER);
     refer_to(info, words[1]);
     if (named)
       put_u32(info->out, info_string(info, words[0]));
+    if (placed)
+      put_u32(info->out, places[i]);
   }
   put_u8(info->out, 0);
 }
@@ -226,7 +232,7 @@ void info_put_type(struct info *info, uint32_t id) {
     break;
   default: /* FUNC_PROTO: info_resolve lets no other kind through */
     put_reference(info, ABBREV_SUBROUTINE, type.target);
-    info_put_parameters(info, id);
+    info_put_parameters(info, id, NULL, 0);
     break;
   }
 }
