@@ -12,7 +12,10 @@ from cffi import FFI
 
 NATIVE = Path("native")
 INCLUDE = NATIVE / "include" / "kvmgdb"
-HEADERS = [INCLUDE / "kvmgdb.h", INCLUDE / "linux.h", INCLUDE / "symbols.h"]
+HEADERS = [
+    INCLUDE / name
+    for name in ("kvmgdb.h", "linux.h", "symbols.h", "sample.h", "profile.h")
+]
 SOURCES = sorted(str(path) for path in (NATIVE / "src").rglob("*.c"))
 DEPENDS = sorted(str(path) for path in [*HEADERS, *(NATIVE / "src").rglob("*.h")])
 

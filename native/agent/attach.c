@@ -6,12 +6,14 @@
 #include "inject.h"
 #include "perf.h"
 #include "plant.h"
+#include "sampler.h"
 #include "stepping.h"
 #include "stop.h"
 #include "threads.h"
 #include "tracee.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <kvmgdb/kvmgdb.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -152,6 +154,8 @@ enum kvmgdb_agent_status session_open(struct session *session, pid_t pid,
 
 void session_close(struct session *session) {
   perf_close(session);
+  kvmgdb_memory_destroy(session->guest_memory);
+  session->guest_memory = NULL;
   for (int i = 0; i < session->vcpu_count; i++)
     if (session->vcpu[i].run)
       munmap(session->vcpu[i].run, sizeof(struct kvm_run));
@@ -295,6 +299,7 @@ enum kvmgdb_agent_status session_detach(struct session *session,
                                         struct agent_error *error) {
   if (session->gone)
     return KVMGDB_AGENT_OK;
+  sampler_stop(session);
   plant_remove_all(session);
   enum kvmgdb_agent_status status =
       stop_vcpus(session, KVMGDB_AGENT_ALL, now_ns() + detach_ns, error);
@@ -346,6 +351,7 @@ static bool seize_when_free(struct vcpu *vcpu) {
 }
 
 void session_recover(struct session *session) {
+  session->sampler = NULL; /* it went with the agent */
   plant_remove_all(session);
   for (int i = 0; i < session->vcpu_count; i++)
     stop_restore_immediate_exit(session, &session->vcpu[i]);
@@ -358,6 +364,7 @@ void session_recover(struct session *session) {
     struct vcpu *vcpu = &session->vcpu[i];
     vcpu->seized = false;
     vcpu->event = false;
+    vcpu->sampled = false;
     if (!seize_when_free(vcpu))
       vcpu->phase = PHASE_GONE;
   }

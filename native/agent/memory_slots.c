@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <kvmgdb/kvmgdb.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -92,6 +93,29 @@ enum kvmgdb_agent_status memory_slots_find(struct session *session,
     return status;
   for (int i = 0; i < list->count; i++)
     add_descriptor(session, list, &list->region[i]);
+  return KVMGDB_AGENT_OK;
+}
+
+enum kvmgdb_agent_status memory_slots_open(struct session *session,
+                                           const struct region_list *list,
+                                           struct agent_error *error) {
+  struct kvmgdb_memory *memory;
+  if (kvmgdb_memory_create(0, &memory, NULL))
+    return agent_fail(error, KVMGDB_AGENT_HOST, ENOMEM, -1, 0);
+  for (int i = 0; i < list->count; i++) {
+    const struct kvmgdb_agent_region *region = &list->region[i];
+    bool shared = region->descriptor >= 0;
+    int fd = shared ? list->descriptor[region->descriptor] : session->memory_fd;
+    struct kvmgdb_error failure;
+    if (kvmgdb_memory_add_file(memory, region->gpa, region->size, fd,
+                               shared ? region->offset : region->hva,
+                               region->read_only, &failure)) {
+      kvmgdb_memory_destroy(memory);
+      return agent_fail(error, KVMGDB_AGENT_HOST, failure.os_error, -1, 0);
+    }
+  }
+  kvmgdb_memory_destroy(session->guest_memory);
+  session->guest_memory = memory;
   return KVMGDB_AGENT_OK;
 }
 

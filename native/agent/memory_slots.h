@@ -25,6 +25,11 @@ enum kvmgdb_agent_status memory_slots_list(struct session *session,
                                            struct region_list *list,
                                            struct agent_error *error);
 
+/* Makes session->guest_memory of a list. */
+enum kvmgdb_agent_status memory_slots_open(struct session *session,
+                                           const struct region_list *list,
+                                           struct agent_error *error);
+
 /* Closes the descriptors of the list. */
 void memory_slots_close(struct region_list *list);
 

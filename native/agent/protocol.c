@@ -7,6 +7,7 @@
 #include "guardian.h"
 #include "memory_slots.h"
 #include "regs.h"
+#include "sampler.h"
 #include "stop.h"
 #include "tracee.h"
 #include <errno.h>
@@ -21,7 +22,7 @@ __asm__(".section .rodata\n"
 extern const char declarations[], declarations_end[];
 
 /* One step takes a fraction of it. */
-static const int turn_ms = 2;
+static const uint64_t turn_ns = 2000000;
 static const uint64_t default_timeout_ns = 5000000000;
 
 struct client {
@@ -164,12 +165,22 @@ static enum kvmgdb_agent_status on_regions(struct client *client,
   memcpy(client->payload, list.region, client->length);
   client->descriptor_count = list.descriptor_count;
   memcpy(client->descriptor, list.descriptor, sizeof(list.descriptor));
-  return KVMGDB_AGENT_OK;
+  return memory_slots_open(&client->session, &list, error);
 }
 
 _Static_assert(KVMGDB_AGENT_MAX_REGIONS * sizeof(struct kvmgdb_agent_region) <=
                    KVMGDB_AGENT_MAX_PAYLOAD,
                "every list of regions fits a reply");
+
+static enum kvmgdb_agent_status on_sample_start(struct client *client,
+                                                struct agent_error *error) {
+  enum kvmgdb_agent_status status =
+      sampler_start(&client->session, client->payload, client->length,
+                    &client->descriptor[0], error);
+  client->descriptor_count = !status;
+  client->length = 0;
+  return status;
+}
 
 static enum kvmgdb_agent_status
 execute(struct client *client, const struct kvmgdb_agent_request *request,
@@ -187,7 +198,10 @@ execute(struct client *client, const struct kvmgdb_agent_request *request,
     return agent_fail(error, KVMGDB_AGENT_INVALID, 0, -1, 0);
   if (client->session.gone)
     return agent_fail(error, KVMGDB_AGENT_GONE, 0, -1, 0);
+  sampler_settle(&client->session);
   switch (request->command) {
+  case KVMGDB_AGENT_SAMPLE_START:
+    return on_sample_start(client, error);
   case KVMGDB_AGENT_IOCTL:
     return on_ioctl(client, request->vcpu, request->argument, error);
   case KVMGDB_AGENT_INSERT:
@@ -205,6 +219,9 @@ execute(struct client *client, const struct kvmgdb_agent_request *request,
     return on_stop(client, request->vcpu, timeout, error);
   case KVMGDB_AGENT_REGIONS:
     return on_regions(client, error);
+  case KVMGDB_AGENT_SAMPLE_STOP:
+    sampler_stop(&client->session);
+    return KVMGDB_AGENT_OK;
   case KVMGDB_AGENT_DETACH:
     client->done = true;
     return session_detach(&client->session, error);
@@ -272,10 +289,30 @@ static void take_news(struct client *client) {
     note_gone(session);
     return;
   }
+  sampler_run(session);
   debug_take_events(session);
   struct agent_error ignored;
   if (!session->guardian)
     guardian_start(session, client->control, &ignored);
+}
+
+/* How long the loop may sleep; NULL: until something happens. */
+static struct timespec *sleep_time(const struct client *client,
+                                   struct timespec *space) {
+  uint64_t wait = UINT64_MAX;
+  if (client->attached && debug_takes_turns(&client->session))
+    wait = turn_ns;
+  uint64_t due = sampler_due(&client->session);
+  if (due != UINT64_MAX && !client->session.gone) {
+    uint64_t now = now_ns();
+    uint64_t until = due > now ? due - now : 0;
+    wait = until < wait ? until : wait;
+  }
+  if (wait == UINT64_MAX)
+    return NULL;
+  *space =
+      (struct timespec){(time_t)(wait / 1000000000), (long)(wait % 1000000000)};
+  return space;
 }
 
 static void serve(struct client *client) {
@@ -289,11 +326,11 @@ static void serve(struct client *client) {
         {attached && !client->session.gone ? client->session.pid_fd : -1,
          POLLIN, 0},
     };
-    bool turns = attached && debug_takes_turns(&client->session);
-    int ready = poll(sources, 3, turns ? turn_ms : -1);
+    struct timespec space;
+    int ready = ppoll(sources, 3, sleep_time(client, &space), NULL);
     if (ready < 0 && errno != EINTR)
       break;
-    if (!ready)
+    if (!ready && attached && debug_takes_turns(&client->session))
       debug_next_turn(&client->session);
     if (sources[1].revents) {
       char drained[1024];

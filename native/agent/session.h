@@ -73,6 +73,7 @@ enum phase {
   PHASE_COMPLETING,  /* in a KVM_RUN that only completes pending I/O */
   PHASE_PARKING,     /* on its way from another ptrace-stop to an event-stop */
   PHASE_PARKED,      /* stands, and would run on by itself if we died */
+  PHASE_GLANCED,     /* stands where it happened to be, for a sample only */
   PHASE_GONE,
 };
 
@@ -107,6 +108,7 @@ struct vcpu {
   bool watching;      /* it steps for the sake of watchpoints */
   bool unshown;       /* an event that has not been the focus yet */
   bool let_run;       /* the client has resumed it */
+  bool sampled;       /* it is being stopped for a sample only */
 };
 
 struct breakpoint {
@@ -118,6 +120,9 @@ struct breakpoint {
   uint64_t hva;
   uint64_t value; /* STEPPED: what was there when it was last looked at */
 };
+
+struct sampler;
+struct kvmgdb_memory;
 
 struct session {
   pid_t pid;
@@ -146,6 +151,8 @@ struct session {
   uint64_t debug_generation;
   bool perf; /* debug exits are caught by a perf event */
   bool gone;
+  struct kvmgdb_memory *guest_memory; /* as last found, or NULL */
+  struct sampler *sampler;            /* NULL: no samples are being taken */
   pid_t guardian;
   int guardian_pipe; /* the guardian sees its end when the agent ends */
 };

@@ -184,6 +184,8 @@ static void park_or_walk(struct session *session, struct vcpu *vcpu,
              has_syscall_before(session, vcpu, registers.rip)) {
     set_parked(session, vcpu, registers, true);
     vcpu->phase = PHASE_PARKED;
+  } else if (vcpu->sampled) {
+    vcpu->phase = PHASE_GLANCED;
   } else if ((anywhere || tracee_in_wait(&registers)) && is_settled(vcpu) &&
              !in_trampoline(session, registers.rip)) {
     set_parked(session, vcpu, registers, false);
@@ -313,6 +315,7 @@ static void on_event_stop(struct session *session, struct vcpu *vcpu) {
     run_on(vcpu, 0);
     break;
   case PHASE_PARKED:
+  case PHASE_GLANCED:
   case PHASE_GONE:
     break;
   }
@@ -363,6 +366,22 @@ void stop_release(struct vcpu *vcpu) {
   vcpu->phase = PHASE_RUNNING;
   vcpu->unmoved = true;
   run_on(vcpu, 0);
+}
+
+void stop_sample(struct vcpu *vcpu) {
+  vcpu->sampled = true;
+  vcpu->phase = PHASE_INTERRUPTED;
+  tracee_interrupt(vcpu->tid);
+}
+
+void stop_release_sampled(struct vcpu *vcpu) {
+  vcpu->sampled = false;
+  if (vcpu->phase == PHASE_PARKED) {
+    stop_release(vcpu);
+  } else if (vcpu->phase == PHASE_GLANCED) {
+    vcpu->phase = PHASE_RUNNING;
+    run_on(vcpu, 0);
+  }
 }
 
 static bool is_wanted(const struct vcpu *vcpu, int which) {

@@ -21,6 +21,14 @@ enum kvmgdb_agent_status stop_vcpus(struct session *session, int which,
  * system call to system call, or stopped with the whole VMM. */
 void stop_hold(struct session *session, uint64_t deadline);
 
+/*
+ * Stops a running vCPU for a sample, without waiting: it is PARKED where it
+ * executes guest code, and GLANCED wherever else it is. stop_vcpus() must not
+ * be called before stop_release_sampled().
+ */
+void stop_sample(struct vcpu *vcpu);
+void stop_release_sampled(struct vcpu *vcpu);
+
 /* Lets a parked vCPU run on. */
 void stop_release(struct vcpu *vcpu);
 

@@ -69,4 +69,11 @@ enum kvmgdb_status memory_transfer(struct kvmgdb_memory *memory,
                                    enum direction direction, void *buffer,
                                    size_t *done, struct kvmgdb_error *error);
 
+struct walk;
+
+/* As kvmgdb_virtual_read, by a walk that has begun. */
+enum kvmgdb_status virtual_read(struct walk *walk, uint64_t gva, void *buffer,
+                                size_t length, size_t *done,
+                                struct kvmgdb_error *error);
+
 #endif

@@ -43,27 +43,19 @@ static enum kvmgdb_status collect(struct walk *walk, uint64_t gva,
   return KVMGDB_OK;
 }
 
-static enum kvmgdb_status
-transfer_virtual(struct kvmgdb_memory *memory,
-                 const struct kvmgdb_paging *paging, uint64_t gva,
-                 enum direction direction, void *buffer, size_t length,
-                 size_t *done, struct kvmgdb_error *error) {
-  size_t unused;
-  if (!done)
-    done = &unused;
+static enum kvmgdb_status transfer(struct walk *walk, uint64_t gva,
+                                   enum direction direction, void *buffer,
+                                   size_t length, size_t *done,
+                                   struct kvmgdb_error *error) {
   *done = 0;
-  if (!memory || !paging || (!buffer && length) || !range_is_valid(gva, length))
-    return error_set(error, KVMGDB_ERR_INVALID, 0, gva);
-  struct walk walk;
-  walk_begin(&walk, memory, paging);
   while (*done < length) {
     struct stretch stretch;
     struct kvmgdb_error walk_error;
     enum kvmgdb_status walk_status =
-        collect(&walk, gva + *done, length - *done, &stretch, &walk_error);
+        collect(walk, gva + *done, length - *done, &stretch, &walk_error);
     size_t moved;
     enum kvmgdb_status status =
-        memory_transfer(memory, stretch.piece, stretch.count, direction,
+        memory_transfer(walk->memory, stretch.piece, stretch.count, direction,
                         (char *)buffer + *done, &moved, error);
     *done += moved;
     if (status != KVMGDB_OK) {
@@ -78,6 +70,31 @@ transfer_virtual(struct kvmgdb_memory *memory,
     }
   }
   return KVMGDB_OK;
+}
+
+enum kvmgdb_status virtual_read(struct walk *walk, uint64_t gva, void *buffer,
+                                size_t length, size_t *done,
+                                struct kvmgdb_error *error) {
+  *done = 0;
+  if (!range_is_valid(gva, length))
+    return error_set(error, KVMGDB_ERR_INVALID, 0, gva);
+  return transfer(walk, gva, DIRECTION_READ, buffer, length, done, error);
+}
+
+static enum kvmgdb_status
+transfer_virtual(struct kvmgdb_memory *memory,
+                 const struct kvmgdb_paging *paging, uint64_t gva,
+                 enum direction direction, void *buffer, size_t length,
+                 size_t *done, struct kvmgdb_error *error) {
+  size_t unused;
+  if (!done)
+    done = &unused;
+  *done = 0;
+  if (!memory || !paging || (!buffer && length) || !range_is_valid(gva, length))
+    return error_set(error, KVMGDB_ERR_INVALID, 0, gva);
+  struct walk walk;
+  walk_begin(&walk, memory, paging);
+  return transfer(&walk, gva, direction, buffer, length, done, error);
 }
 
 enum kvmgdb_status kvmgdb_virtual_read(struct kvmgdb_memory *memory,

@@ -2,17 +2,18 @@
  * kvmgdb-agent: the process that attaches to a running KVM VMM.
  *
  * `kvmgdb-agent PID FD` speaks this protocol on FD, a SOCK_SEQPACKET socket.
- * Its first message is the text between the two cffi markers below, from which
- * a client takes every layout: nothing is declared twice. Then each request
- * (header, payload) gets one reply (header, payload, descriptors), in order.
- * What happens between requests is in the shared pages; the event descriptor
- * becomes readable when they changed by themselves.
+ * Its first message is the text between the cffi markers of sample.h and below,
+ * from which a client takes every layout: nothing is declared twice. Then each
+ * request (header, payload) gets one reply (header, payload, descriptors), in
+ * order. What happens between requests is in the shared pages; the event
+ * descriptor becomes readable when they changed by themselves.
  *
  * Closing the socket detaches: everything is put back as it was found.
  */
 #ifndef KVMGDB_AGENT_H
 #define KVMGDB_AGENT_H
 
+#include <kvmgdb/sample.h>
 #include <stdint.h>
 
 /* cffi: begin */
@@ -72,6 +73,13 @@ enum kvmgdb_agent_command {
   KVMGDB_AGENT_REGIONS = 8,
   /* Puts everything back, lets go of the VMM, and ends the agent. */
   KVMGDB_AGENT_DETACH = 9,
+  /* Takes samples of all vCPUs until SAMPLE_STOP. Payload:
+     kvmgdb_agent_sampling, then for each vCPU the address (GVA) of the pointer
+     to its task or 0, then kvmgdb_stack_area as many as there are. Reply: a
+     descriptor of the ring. UNSUPPORTED where registers need a call into the
+     VMM. While the client has stopped a vCPU no samples are taken. */
+  KVMGDB_AGENT_SAMPLE_START = 10,
+  KVMGDB_AGENT_SAMPLE_STOP = 11,
 };
 
 enum kvmgdb_agent_action {
@@ -196,6 +204,12 @@ struct kvmgdb_agent_region {
   int32_t descriptor; /* index among those of the reply, -1: private memory */
   uint8_t verified;   /* KVM confirmed that this GPA lies at this HVA */
   uint8_t read_only;
+};
+
+struct kvmgdb_agent_sampling {
+  uint64_t period_ns;  /* between two rounds, on average */
+  uint64_t ring_bytes; /* of records, a power of two */
+  struct kvmgdb_sampling sampling;
 };
 
 /* struct kvm_regs and struct kvm_sregs of x86-64, field by field. */
