@@ -12,10 +12,7 @@ from cffi import FFI
 
 NATIVE = Path("native")
 INCLUDE = NATIVE / "include" / "kvmgdb"
-HEADERS = [
-    INCLUDE / name
-    for name in ("kvmgdb.h", "linux.h", "symbols.h", "sample.h", "profile.h")
-]
+HEADERS = [INCLUDE / name for name in ("kvmgdb.h", "linux.h", "symbols.h", "sample.h", "profile.h")]
 SOURCES = sorted(str(path) for path in (NATIVE / "src").rglob("*.c"))
 DEPENDS = sorted(str(path) for path in [*HEADERS, *(NATIVE / "src").rglob("*.h")])
 

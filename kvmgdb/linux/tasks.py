@@ -125,20 +125,25 @@ def state_letter(task: Object) -> str:
     return _LETTERS[reported.bit_length()]
 
 
-def current_task(kernel: Kernel, cpu: int) -> Object:
-    """The task that runs on a CPU. The pointer to it is a per-CPU variable of its
-    own, but from 6.2 to 6.14, where it was the first in ``pcpu_hot``."""
+def current_task_pointer(kernel: Kernel, cpu: int) -> int:
+    """Where a CPU keeps the address of the task that it runs: a per-CPU variable of
+    its own, but from 6.2 to 6.14 the first in ``pcpu_hot``. Raises NotFoundError."""
     for name, path in (("current_task", None), ("pcpu_hot", "current_task")):
         if kernel.find_symbol(name) is None:
             continue
         address = kernel.per_cpu(name, cpu)
         if path is not None:
             address += kernel.types.offset("struct pcpu_hot", path)
-        pointer = kernel.u64(address)
-        if pointer == 0:
-            raise GuestDataError(f"CPU {cpu} has no current task")
-        return kernel.object("task_struct", pointer)
+        return address
     raise NotFoundError("the guest's kernel does not tell which task runs")
+
+
+def current_task(kernel: Kernel, cpu: int) -> Object:
+    """The task that runs on a CPU."""
+    pointer = kernel.u64(current_task_pointer(kernel, cpu))
+    if pointer == 0:
+        raise GuestDataError(f"CPU {cpu} has no current task")
+    return kernel.object("task_struct", pointer)
 
 
 def cpu_of_vcpu(kernel: Kernel, gs_base: int | None, kernel_gs_base: int | None) -> int | None:

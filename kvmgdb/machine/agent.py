@@ -38,6 +38,7 @@ from kvmgdb.errors import (
     TargetTimeoutError,
     UnsupportedError,
 )
+from kvmgdb.machine.sampling import SamplingPlan
 
 _DECLARATIONS_MAX = 1 << 16
 # Beyond the time that a request itself is given: the agent has bounds of its own.
@@ -266,6 +267,41 @@ class Agent:
             )
             for region in (table[i] for i in range(len(payload) // size))
         ]
+
+    def start_sampling(self, period_ns: int, ring_bytes: int, plan: SamplingPlan) -> int:
+        """Has samples of all vCPUs taken; returns a descriptor of their ring, which
+        the caller owns. Raises UnsupportedError where this host's KVM cannot."""
+        ffi = self._ffi
+        head = ffi.new("struct kvmgdb_agent_sampling *")
+        head.period_ns, head.ring_bytes = period_ns, ring_bytes
+        sampling = head.sampling
+        sampling.kernel_cr3 = plan.kernel_cr3
+        sampling.stack_size = plan.stack_size
+        sampling.kernel_bytes, sampling.user_bytes = plan.kernel_bytes, plan.user_bytes
+        sampling.word_count, sampling.area_count = len(plan.task_words), len(plan.areas)
+        sampling.word_offset[0 : len(plan.task_words)] = plan.task_words
+        assert self.attached is not None
+        pointers = ffi.new("uint64_t[]", self.attached.vcpu_count)
+        for vcpu, pointer in enumerate(plan.task_pointers):
+            pointers[vcpu] = pointer
+        areas = ffi.new(
+            "struct kvmgdb_stack_area[]",
+            [(area.low, area.high, area.link) for area in plan.areas],
+        )
+        payload = b"".join(bytes(ffi.buffer(part)) for part in (head, pointers, areas))
+        return self._request("SAMPLE_START", payload=payload, doing="sampled")[1][0]
+
+    def stop_sampling(self) -> None:
+        self._request("SAMPLE_STOP", doing="left alone")
+
+    def ring(self, memory: mmap.mmap) -> Any:
+        """The ``struct kvmgdb_ring`` that a ring begins with."""
+        return self._ffi.cast("struct kvmgdb_ring *", self._ffi.from_buffer(memory))
+
+    @property
+    def ring_data(self) -> int:
+        """Bytes from the start of a ring to its records."""
+        return int(self._lib.KVMGDB_RING_DATA)
 
     def registers(self, vcpu: int) -> Mapping[str, int]:
         """General and control registers of a stopped vCPU. Raises MachineError

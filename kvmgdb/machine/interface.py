@@ -20,6 +20,7 @@ from enum import Enum
 
 from kvmgdb.machine.native import Memory, Paging, Translation
 from kvmgdb.machine.registers import Group, RegisterFile
+from kvmgdb.machine.sampling import SamplingAbility
 
 
 class Action(Enum):
@@ -211,6 +212,7 @@ class Machine(ABC):
     resetting: ResetAbility | None = None
     power: PowerAbility | None = None
     monitor: MonitorAbility | None = None
+    sampling: SamplingAbility | None = None
 
     @property
     @abstractmethod

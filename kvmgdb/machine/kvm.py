@@ -40,6 +40,7 @@ from kvmgdb.machine.interface import (
     StopReason,
     Vcpu,
 )
+from kvmgdb.machine.kvm_sampling import KvmSampling
 from kvmgdb.machine.native import Memory, Paging
 from kvmgdb.machine.registers import BASIC_GROUPS, BY_NAME, Group, RegisterFile
 
@@ -407,6 +408,8 @@ class KvmMachine(Machine):
         machine.vcpus = [KvmVcpu(machine, index) for index in range(attached.vcpu_count)]
         machine._stepping = KvmStepping(attached.block_irq)
         machine.stepping = machine._stepping
+        if attached.sync_regs:
+            machine.sampling = KvmSampling(agent)
         machine.resetting, machine.power, machine.monitor = resetting, power, monitor
         machine._stop_count = int(agent.shared.stop_count)
         if not attached.perf:

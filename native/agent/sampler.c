@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 static const uint64_t min_period_ns = 50000;
@@ -156,6 +157,8 @@ enum kvmgdb_agent_status sampler_start(struct session *session,
     sampler->random = now_ns();
   sampler->random |= 1; /* zero would stay zero */
   prctl(PR_SET_TIMERSLACK, 1);
+  /* Where we may: a vCPU that stands must not wait for its turn on the host. */
+  setpriority(PRIO_PROCESS, 0, -19);
   sampler->due_ns = now_ns() + next_interval(sampler);
   session->sampler = sampler;
   *ring_fd = sampler->ring_fd;
@@ -193,6 +196,7 @@ void sampler_stop(struct session *session) {
     return;
   sampler_settle(session);
   prctl(PR_SET_TIMERSLACK, 0); /* the default again */
+  setpriority(PRIO_PROCESS, 0, 0);
   destroy(session, session->sampler);
   session->sampler = NULL;
 }
@@ -290,9 +294,12 @@ static void finish(struct session *session, struct vcpu *vcpu) {
     vcpu->sampled = false;
     return;
   }
-  bool inside = vcpu->phase == PHASE_PARKED && vcpu->at_kvm_run;
+  /* A VMM also leaves KVM_RUN because a signal asks it to: then the guest did
+   * nothing but run. */
+  bool runs = (vcpu->phase == PHASE_PARKED && vcpu->at_kvm_run) ||
+              vcpu->run->exit_reason == KVM_EXIT_INTR;
   struct kvmgdb_sample *sample =
-      fill(session, vcpu, inside ? KVMGDB_SAMPLE_RUNNING : KVMGDB_SAMPLE_EXITED,
+      fill(session, vcpu, runs ? KVMGDB_SAMPLE_RUNNING : KVMGDB_SAMPLE_EXITED,
            since);
   stop_release_sampled(vcpu);
   if (!sample) {

@@ -18,6 +18,8 @@
 #define FRAME_CS 32
 #define FRAME_SP 16
 #define FRED_PADDING 16
+/* A rule for code that takes registers off the stack looks at all of them. */
+#define BELOW 256
 #define USER_CS 0x33
 #define USER_CS_32 0x23
 
@@ -93,6 +95,16 @@ static uint64_t end_of_stack(const struct filling *filling, uint64_t sp) {
   return end ? end : UINT64_MAX;
 }
 
+/* Where a copy for a stack pointer begins: below it, in the same stack. */
+static uint64_t begin_of_copy(const struct filling *filling,
+                              const struct kvmgdb_stack_area *area,
+                              uint64_t sp) {
+  uint64_t low = sp & -(uint64_t)filling->sampling->stack_size;
+  if (area)
+    low = area->low;
+  return sp - low < BELOW ? low : sp - BELOW;
+}
+
 static void copy_user(struct filling *filling, uint64_t sp) {
   if (filling->sampling->user_bytes && sp && sp < KERNEL_HALF)
     copy(filling, sp & ~UINT64_C(7), filling->sampling->user_bytes);
@@ -129,9 +141,10 @@ static void copy_stacks(struct filling *filling) {
   }
   while (filling->sample->copy_count < KVMGDB_SAMPLE_COPIES) {
     const struct kvmgdb_stack_area *area = area_of(filling, sp);
+    uint64_t begin = begin_of_copy(filling, area, sp);
     uint64_t end = area ? area->high : end_of_stack(filling, sp);
     const struct kvmgdb_sample_copy *made =
-        copy(filling, sp, smaller(end - sp, sampling->kernel_bytes));
+        copy(filling, begin, smaller(end - begin, sampling->kernel_bytes));
     if (!made)
       return;
     if (!area) {

@@ -39,13 +39,11 @@ struct kvmgdb_profile;
 #define KVMGDB_PROFILE_KERNEL 1
 #define KVMGDB_PROFILE_USER 2
 
-/* `unwinder` must live as long. The numbers of frames that stand for what is
- * not code: a vCPU that is halted, whose VMM is stopped, or that is in its VMM.
+/* `unwinder` must live as long. A vCPU that is halted, or whose VMM is stopped,
+ * has a stack without frames; one that is in its VMM has `exited_frame` on top.
  */
 enum kvmgdb_status kvmgdb_profile_create(const struct kvmgdb_unwinder *unwinder,
-                                         int flags, uint32_t halted_frame,
-                                         uint32_t stopped_frame,
-                                         uint32_t exited_frame,
+                                         int flags, uint32_t exited_frame,
                                          struct kvmgdb_profile **out,
                                          struct kvmgdb_error *error);
 void kvmgdb_profile_destroy(struct kvmgdb_profile *profile);
@@ -58,10 +56,6 @@ enum kvmgdb_status kvmgdb_profile_name(struct kvmgdb_profile *profile,
                                        uint32_t space, uint64_t start,
                                        uint64_t end, uint32_t frame,
                                        struct kvmgdb_error *error);
-
-/* Forgets the names of all user code whose task has this number: its program
- * has changed. */
-void kvmgdb_profile_forget(struct kvmgdb_profile *profile, uint32_t space);
 
 struct kvmgdb_profiled {
   uint64_t time_ns;

@@ -78,8 +78,3 @@ bool names_find(const struct names *names, uint32_t number, uint64_t address,
   *frame = space->ranges[at - 1].frame;
   return true;
 }
-
-void names_forget(struct names *names, uint32_t number) {
-  if (number < names->count)
-    names->spaces[number].count = 0;
-}

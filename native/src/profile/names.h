@@ -31,6 +31,5 @@ bool names_add(struct names *names, uint32_t space, uint64_t start,
                uint64_t end, uint32_t frame);
 bool names_find(const struct names *names, uint32_t space, uint64_t address,
                 uint32_t *frame);
-void names_forget(struct names *names, uint32_t space);
 
 #endif

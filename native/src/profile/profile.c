@@ -27,7 +27,7 @@ struct kvmgdb_profile {
   struct kvmgdb_unwinder
       *own_unwinder; /* without tables, where none is given */
   int flags;
-  uint32_t halted_frame, stopped_frame, exited_frame;
+  uint32_t exited_frame;
   struct names names;
   struct intern stacks;
   struct intern tasks;
@@ -44,9 +44,7 @@ struct places {
 };
 
 enum kvmgdb_status kvmgdb_profile_create(const struct kvmgdb_unwinder *unwinder,
-                                         int flags, uint32_t halted_frame,
-                                         uint32_t stopped_frame,
-                                         uint32_t exited_frame,
+                                         int flags, uint32_t exited_frame,
                                          struct kvmgdb_profile **out,
                                          struct kvmgdb_error *error) {
   if (!out || !(flags & (KVMGDB_PROFILE_KERNEL | KVMGDB_PROFILE_USER)))
@@ -63,8 +61,6 @@ enum kvmgdb_status kvmgdb_profile_create(const struct kvmgdb_unwinder *unwinder,
   }
   profile->unwinder = unwinder ? unwinder : profile->own_unwinder;
   profile->flags = flags;
-  profile->halted_frame = halted_frame;
-  profile->stopped_frame = stopped_frame;
   profile->exited_frame = exited_frame;
   intern_init(&profile->stacks, MAX_STACK_WORDS);
   intern_init(&profile->tasks, MAX_TASK_WORDS);
@@ -92,11 +88,6 @@ enum kvmgdb_status kvmgdb_profile_name(struct kvmgdb_profile *profile,
   if (!names_add(&profile->names, space, start, end, frame))
     return error_set(error, KVMGDB_ERR_NO_MEMORY, 0, 0);
   return KVMGDB_OK;
-}
-
-void kvmgdb_profile_forget(struct kvmgdb_profile *profile, uint32_t space) {
-  if (profile)
-    names_forget(&profile->names, space);
 }
 
 /* ---- one record ---------------------------------------------------------- */
@@ -212,12 +203,6 @@ static bool is_broken(const struct kvmgdb_profile *profile,
   return profile->frame[result->count - 1].ip >= KERNEL_HALF;
 }
 
-static uint32_t frame_of_state(const struct kvmgdb_profile *profile,
-                               int state) {
-  return state == KVMGDB_SAMPLE_HALTED ? profile->halted_frame
-                                       : profile->stopped_frame;
-}
-
 static enum kvmgdb_status take_one(struct kvmgdb_profile *profile,
                                    const struct kvmgdb_sample *sample,
                                    struct kvmgdb_profiled *out,
@@ -231,10 +216,8 @@ static enum kvmgdb_status take_one(struct kvmgdb_profile *profile,
   enum kvmgdb_status status = find_task(profile, sample, &out->task, error);
   if (status != KVMGDB_OK)
     return status;
-  if (sample->state == KVMGDB_SAMPLE_HALTED ||
-      sample->state == KVMGDB_SAMPLE_STOPPED) {
-    numbers[count++] = frame_of_state(profile, sample->state);
-  } else {
+  if (sample->state == KVMGDB_SAMPLE_RUNNING ||
+      sample->state == KVMGDB_SAMPLE_EXITED) {
     struct kvmgdb_unwind_result result;
     status = unwind(profile, sample, &result, error);
     if (status != KVMGDB_OK)

@@ -1,0 +1,26 @@
+"""Names of C++ and Rust functions as their programmers wrote them."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import itanium_demangler
+
+# A guest makes names up: none is taken apart that no compiler would make.
+_MAX_LENGTH = 1024
+# Rust's older mangling ends with a hash of the crate.
+_RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
+
+
+@lru_cache(1 << 14)
+def demangle(name: str) -> str:
+    """A name as it is where it is not mangled, or in a way that is not known."""
+    if not name.startswith("_Z") or len(name) > _MAX_LENGTH:
+        return name
+    try:
+        parsed = itanium_demangler.parse(name)
+        text = name if parsed is None else str(parsed)
+    except (NotImplementedError, RecursionError, LookupError, ValueError, TypeError):
+        return name
+    return _RUST_HASH.sub("", text)

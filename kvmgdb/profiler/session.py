@@ -1,0 +1,258 @@
+"""One machine that is being profiled: its samples become those of a recording."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmgdb.errors import KvmgdbError, NoKernelError, TargetGoneError, UnsupportedError
+from kvmgdb.linux.attach import find_kernel, stopped
+from kvmgdb.linux.identity import identify
+from kvmgdb.linux.kernel import Kernel
+from kvmgdb.linux.native import UnwindEnd
+from kvmgdb.linux.stacks import Unwinder
+from kvmgdb.machine.interface import Machine
+from kvmgdb.machine.sampling import SampleStream, SamplingCounters
+from kvmgdb.profiler.file_code import FileCode, unnamed
+from kvmgdb.profiler.kernel_code import KernelCode
+from kvmgdb.profiler.native import (
+    EXITED,
+    HALTED,
+    KERNEL_SPACE,
+    RUNNING,
+    Place,
+    Row,
+    StackMaker,
+    task_identity,
+)
+from kvmgdb.profiler.plan import plan_for, plan_without_kernel
+from kvmgdb.profiler.recording import Frame, FrameKind, Recording, State
+from kvmgdb.profiler.stop_sampling import StopSampling
+from kvmgdb.profiler.user_code import NamedCode, UserCode
+
+MAX_RATE = 20000.0
+_KERNEL_HALF = 1 << 63
+_EXIT = Frame("[VM exit]", "", FrameKind.MARK, 0)
+# How often it is looked at whether the kernel is still the one that was found.
+_CHECK_SECONDS = 0.5
+
+
+class RebootedError(TargetGoneError):
+    """The guest has started again: what was known of its kernel is void."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to record: ``kernel`` and ``user`` frames; only samples of the task of
+    this name, PID or TID, and of this vCPU. ``symbols`` is an ELF file for code
+    that nothing else names."""
+
+    kernel: bool = True
+    user: bool = True
+    task: str | None = None
+    vcpu: int | None = None
+    symbols: Path | None = None
+
+
+class HeldTimes:
+    """How long vCPUs stood still for their samples, in ns."""
+
+    def __init__(self) -> None:
+        self._times = array("Q")
+
+    def add(self, held_ns: int) -> None:
+        self._times.append(held_ns)
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    @property
+    def total(self) -> int:
+        return sum(self._times)
+
+    def percentiles(self) -> tuple[int, int, int]:
+        """p50, p99 and the maximum; zeros where nobody was held."""
+        if not self._times:
+            return 0, 0, 0
+        ordered = sorted(self._times)
+        return ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100], ordered[-1]
+
+
+class Session:
+    """Samples ``machine`` into ``recording`` from construction until :meth:`close`.
+
+    ``begin_ns`` is when the recording began (time.monotonic_ns).
+
+    Everything is found and prepared first; the guest is stopped for that once, for
+    as long as registers are read. Raises what attaching to a kernel may raise, but
+    a guest that is not Linux is sampled too: addresses, by frame pointers.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        recording: Recording,
+        name: str,
+        rate: float,
+        wanted: Wanted,
+        begin_ns: int | None = None,
+    ) -> None:
+        self.machine = machine
+        self.recording = recording
+        self.held = [HeldTimes() for _ in machine.vcpus]
+        self.states: Counter[int] = Counter()
+        self.broken: Counter[str] = Counter()
+        self.skipped = 0
+        self.kernel: Kernel | None = None
+        self._wanted = wanted
+        self._file = None if wanted.symbols is None else FileCode(wanted.symbols)
+        self._kernel_code: KernelCode | None = None
+        self._user_code: UserCode | None = None
+        self._stacks: dict[int, int] = {}
+        self._tasks: dict[int, tuple[int, bool]] = {}
+        self._checked = time.monotonic()
+        self._find_kernel()
+        self._vm = recording.vm(name, self._banner())
+        self._begin_ns = time.monotonic_ns() if begin_ns is None else begin_ns
+        self.stream = self._start(rate)
+
+    # -- preparing
+
+    def _find_kernel(self) -> None:
+        tables = None
+        try:
+            self.kernel = kernel = find_kernel(self.machine)
+            unwinder = Unwinder(kernel)
+        except (NoKernelError, UnsupportedError) as error:
+            self.recording.remark(f"no Linux kernel was found: {error}")
+        else:
+            tables = unwinder.tables
+            for problem in unwinder.problems:
+                self.recording.remark(problem)
+            self._kernel_code = KernelCode(kernel, unwinder.modules)
+            self._user_code = UserCode(kernel)
+        exited = self.recording.frame(*_EXIT)
+        self._maker = StackMaker(tables, exited, self._wanted.kernel, self._wanted.user)
+
+    def _banner(self) -> str:
+        banner = None if self.kernel is None else identify(self.kernel).banner
+        return banner or ""
+
+    def _start(self, rate: float) -> SampleStream:
+        if self.kernel is None:
+            plan = plan_without_kernel()
+        else:
+            with stopped(self.machine):
+                plan = plan_for(self.machine, self.kernel, self._wanted.user)
+            self._magic = self.kernel.read(self.kernel.base, 64)
+        ability = self.machine.sampling
+        if ability is not None:
+            try:
+                return ability.start(rate, plan)
+            except UnsupportedError as error:
+                self.recording.remark(f"sampled by stopping the machine: {error}")
+        return StopSampling(self.machine, rate, plan)
+
+    # -- recording
+
+    def wait(self, seconds: float) -> None:
+        """Lets that much time pass; samples arrive meanwhile. Raises TargetGoneError
+        when the machine ends, and RebootedError when the guest starts again."""
+        self.stream.wait(seconds)
+        self._check_kernel()
+
+    def drain(self) -> None:
+        """Takes what has arrived."""
+        while len(records := self.stream.peek()):
+            taken = self._maker.take(records)
+            for row in taken.rows:
+                self._add(row)
+            self.stream.advance(taken.consumed)
+            for place in dict.fromkeys(taken.places):
+                self._name(place)
+
+    def close(self) -> SamplingCounters:
+        """Ends sampling, and takes what is left."""
+        self.stream.close()
+        self.drain()
+        return self.stream.counters()
+
+    def _add(self, row: Row) -> None:
+        self.states[row.state] += 1
+        if row.held_ns:
+            self.held[row.vcpu].add(row.held_ns)
+        task, wanted = self._task(row.task)
+        if not wanted or (self._wanted.vcpu is not None and row.vcpu != self._wanted.vcpu):
+            self.skipped += 1
+            return
+        recording = self.recording
+        if row.broken:
+            recording.counters.broken += 1
+            self.broken[f"{UnwindEnd(row.end).name.lower()} at {row.address:#x}"] += 1
+        if row.state == HALTED:
+            state, stack = State.HALTED, 0
+        elif row.state in (RUNNING, EXITED):
+            state, stack = State.RUNNING, self._stack(row.stack)
+        else:
+            return
+        time_ns = max(0, row.time_ns - self._begin_ns)
+        recording.add(time_ns, self._vm, row.vcpu, task, stack, state, row.held_ns)
+
+    def _stack(self, number: int) -> int:
+        stack = self._stacks.get(number)
+        if stack is None:
+            stack = self._stacks[number] = self.recording.stack(self._maker.stack(number))
+        return stack
+
+    def _task(self, number: int) -> tuple[int, bool]:
+        """The recording's number for a task, and whether it is to be recorded."""
+        known = self._tasks.get(number)
+        if known is None:
+            raw = self._maker.task(number)
+            tid, pid, name, _ = task_identity(raw.words)
+            wanted = self._wanted.task in (None, name, str(pid), str(tid))
+            task = self.recording.task(pid, tid, name if raw.address else "")
+            known = self._tasks[number] = (task, wanted)
+        return known
+
+    # -- names
+
+    def _name(self, place: Place) -> None:
+        named = self._named(place)
+        frame = self.recording.frame(*named.frame)
+        self._maker.name(place.space, named.code, frame)
+
+    def _named(self, place: Place) -> NamedCode:
+        if self._file is not None and (found := self._file.name(place.address)) is not None:
+            return found
+        if place.space == KERNEL_SPACE and self._kernel_code is not None:
+            return self._kernel_code.name(place.address)
+        if place.space != KERNEL_SPACE and self._user_code is not None:
+            mm = task_identity(self._maker.task(place.space - 1).words)[3]
+            return self._user_code.name(mm, place.address)
+        return unnamed(place.address)
+
+    @property
+    def incomplete_programs(self) -> list[str]:
+        """Files of the guest whose full symbol table was not in its memory."""
+        return sorted(self._user_code.incomplete) if self._user_code is not None else []
+
+    # -- is it still the same guest?
+
+    def _check_kernel(self) -> None:
+        now = time.monotonic()
+        if self.kernel is None or now - self._checked < _CHECK_SECONDS:
+            return
+        self._checked = now
+        try:
+            same = self.kernel.read(self.kernel.base, len(self._magic)) == self._magic
+        except TargetGoneError:
+            raise
+        except KvmgdbError:
+            same = False
+        if not same:
+            raise RebootedError("the guest has started again, or its kernel is gone")
+
