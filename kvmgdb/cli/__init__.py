@@ -23,6 +23,7 @@ _COMMANDS = (
     "modules",
     "backtrace",
     "symbols",
+    "profile",
     "report",
     "demo",
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
-from kvmgdb.errors import KvmgdbError, TargetGoneError
+from kvmgdb.errors import KvmgdbError, MachineError, TargetGoneError
 from kvmgdb.machine.sampling import SamplingCounters
 from kvmgdb.profiler.native import EXITED, HALTED, RUNNING, STOPPED
 from kvmgdb.profiler.recording import Recording
@@ -64,7 +65,9 @@ class Recorder:
         """Ends sampling; the sums of all sessions' counters, which the recording has
         from then on too."""
         counted = [session.close() for session in self.sessions]
-        total = SamplingCounters(*(sum(column) for column in zip(*map(_columns, counted), strict=True)))
+        total = SamplingCounters(
+            *(sum(column) for column in zip(*map(_columns, counted), strict=True))
+        )
         counters = self.recording.counters
         counters.errors += total.failed
         counters.missed += total.missed
@@ -95,26 +98,34 @@ def _columns(counters: SamplingCounters) -> tuple[int, ...]:
     )
 
 
-def why_no_samples(recorder: Recorder, idle: bool) -> str | None:
-    """Why there is nothing to show of a recording that has ended; None where there
-    is something."""
+class NoSamplesError(MachineError):
+    """A recording has nothing to show."""
+
+
+def check_samples(recorder: Recorder, idle: bool) -> None:
+    """Raises NoSamplesError, which says why, where a recording that has ended has
+    nothing to show; ``idle``: idle vCPUs are to be shown too."""
     recording = recorder.recording
-    running = sum(session.states[RUNNING] + session.states[EXITED] for session in recorder.sessions)
-    halted = sum(session.states[HALTED] for session in recorder.sessions)
-    stopped = sum(session.states[STOPPED] for session in recorder.sessions)
+    seen: Counter[int] = Counter()
+    for session in recorder.sessions:
+        seen.update(session.states)
+    ran = seen[RUNNING] + seen[EXITED]
     skipped = sum(session.skipped for session in recorder.sessions)
-    if idle and len(recording):
-        return None
-    if running and running + halted > skipped and any(recording.columns.stack):
-        return None
-    if any(isinstance(error, TargetGoneError) for error in recorder.ended.values()):
-        return "the machine ended before the first sample"
-    if running and skipped:
-        return "nothing that was asked for ran: no sample is of that task or vCPU"
-    if recording.counters.errors:
-        return "no vCPU stopped in time for a sample"
-    if stopped:
-        return "the machine was paused all the time"
-    if halted:
-        return "all vCPUs were idle all the time"
-    return "it ended before the first sample was due"
+    if any(recording.columns.stack) or (idle and len(recording)):
+        return
+    remedy = ""
+    if ran and skipped:
+        reason = "no sample is of that task or vCPU"
+    elif ran:
+        reason = "nothing ran but what was left out"
+    elif any(isinstance(error, TargetGoneError) for error in recorder.ended.values()):
+        reason = "the machine ended before the first one"
+    elif recording.counters.errors:
+        reason = "no vCPU stopped in time for one"
+    elif seen[STOPPED]:
+        reason = "the machine was paused all the time"
+    elif seen[HALTED]:
+        reason, remedy = "all vCPUs were idle all the time", "--idle shows idle vCPUs too"
+    else:
+        reason, remedy = "it ended before the first was due", "record for a longer time"
+    raise NoSamplesError(f"there are no samples: {reason}", remedy)

@@ -255,4 +255,3 @@ class Session:
             same = False
         if not same:
             raise RebootedError("the guest has started again, or its kernel is gone")
-

@@ -36,7 +36,9 @@ struct sampler {
   struct kvmgdb_stack_area areas[MAX_AREAS];
   uint64_t current[KVMGDB_AGENT_MAX_VCPUS];
   int syscall_fd[KVMGDB_AGENT_MAX_VCPUS]; /* /proc/PID/task/TID/syscall */
+  int schedstat_fd[KVMGDB_AGENT_MAX_VCPUS];
   uint64_t interrupted_ns[KVMGDB_AGENT_MAX_VCPUS];
+  uint64_t waited_ns[KVMGDB_AGENT_MAX_VCPUS]; /* until then, for a CPU */
   _Alignas(8) uint8_t record[RECORD_BYTES];
 };
 
@@ -58,6 +60,8 @@ static uint64_t next_interval(struct sampler *sampler) {
 static void destroy(struct session *session, struct sampler *sampler) {
   for (int i = 0; i < session->vcpu_count; i++)
     close_descriptor(&sampler->syscall_fd[i]);
+  for (int i = 0; i < session->vcpu_count; i++)
+    close_descriptor(&sampler->schedstat_fd[i]);
   if (sampler->ring)
     munmap(sampler->ring, sampler->mapped);
   close_descriptor(&sampler->ring_fd);
@@ -102,15 +106,21 @@ static bool open_ring(struct sampler *sampler, uint64_t bytes) {
   return true;
 }
 
+static int open_thread_file(const struct session *session, pid_t tid,
+                            const char *name) {
+  char path[64];
+  snprintf(path, sizeof(path), "/proc/%d/task/%d/%s", session->pid, tid, name);
+  return open(path, O_RDONLY | O_CLOEXEC);
+}
+
 static bool open_threads(const struct session *session,
                          struct sampler *sampler) {
   for (int i = 0; i < session->vcpu_count; i++) {
-    char path[64];
-    snprintf(path, sizeof(path), "/proc/%d/task/%d/syscall", session->pid,
-             session->vcpu[i].tid);
-    sampler->syscall_fd[i] = open(path, O_RDONLY | O_CLOEXEC);
+    pid_t tid = session->vcpu[i].tid;
+    sampler->syscall_fd[i] = open_thread_file(session, tid, "syscall");
     if (sampler->syscall_fd[i] < 0)
       return false;
+    sampler->schedstat_fd[i] = open_thread_file(session, tid, "schedstat");
   }
   return true;
 }
@@ -143,7 +153,7 @@ enum kvmgdb_agent_status sampler_start(struct session *session,
     return agent_fail(error, KVMGDB_AGENT_HOST, ENOMEM, -1, 0);
   sampler->ring_fd = -1;
   for (int i = 0; i < session->vcpu_count; i++)
-    sampler->syscall_fd[i] = -1;
+    sampler->syscall_fd[i] = sampler->schedstat_fd[i] = -1;
   uint64_t ring_bytes;
   if (!parse(session, sampler, payload, length, &ring_bytes))
     status = agent_fail(error, KVMGDB_AGENT_INVALID, 0, -1, 0);
@@ -286,6 +296,20 @@ static struct kvmgdb_sample *fill(struct session *session,
              : sample;
 }
 
+/* How long a thread has waited for a CPU of the host until now, ns; 0 where the
+ * host does not tell (Documentation/scheduler/sched-stats.rst). */
+static uint64_t waited(const struct sampler *sampler, int vcpu) {
+  char text[96];
+  ssize_t length =
+      pread(sampler->schedstat_fd[vcpu], text, sizeof(text) - 1, 0);
+  if (length <= 0)
+    return 0;
+  text[length] = 0;
+  char *end;
+  strtoull(text, &end, 10); /* how long it ran */
+  return strtoull(end, NULL, 10);
+}
+
 /* A vCPU that was interrupted stands now. */
 static void finish(struct session *session, struct vcpu *vcpu) {
   struct sampler *sampler = session->sampler;
@@ -301,12 +325,15 @@ static void finish(struct session *session, struct vcpu *vcpu) {
   struct kvmgdb_sample *sample =
       fill(session, vcpu, runs ? KVMGDB_SAMPLE_RUNNING : KVMGDB_SAMPLE_EXITED,
            since);
+  uint64_t wait =
+      waited(sampler, vcpu->index) - sampler->waited_ns[vcpu->index];
   stop_release_sampled(vcpu);
   if (!sample) {
     sampler->ring->failed++;
     return;
   }
-  sample->held_ns = now_ns() - since;
+  uint64_t passed = now_ns() - since;
+  sample->held_ns = wait < passed ? passed - wait : 0;
   write_record(sampler, sample, sample->size);
 }
 
@@ -402,6 +429,7 @@ static void take_round(struct session *session) {
   }
   for (int i = 0; i < session->vcpu_count; i++)
     if (wanted[i]) {
+      sampler->waited_ns[i] = waited(sampler, i);
       sampler->interrupted_ns[i] = now_ns();
       stop_sample(&session->vcpu[i]);
     }

@@ -44,7 +44,8 @@ struct kvmgdb_sample {
   uint8_t state; /* enum kvmgdb_sample_state */
   uint8_t copy_count;
   uint64_t time_ns; /* CLOCK_MONOTONIC */
-  uint64_t held_ns; /* how long the vCPU stood still for it */
+  uint64_t held_ns; /* how long the vCPU stood still for it, without what its
+                       thread waited for a CPU of the host meanwhile */
   uint64_t ip, sp, bp, ax, dx, di, r10, r13;
   uint64_t cr0, cr3;
   uint64_t task;    /* what the task pointer pointed to, or 0 */

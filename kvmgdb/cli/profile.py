@@ -1,0 +1,252 @@
+"""``kvmgdb profile``: where a guest spends its time, seen from the host."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from kvmgdb.cli.guest import attached, note
+from kvmgdb.errors import KvmgdbError, TargetNotFoundError, UsageError
+from kvmgdb.machine.interface import Machine
+from kvmgdb.machine.processes import vm_processes
+from kvmgdb.machine.sampling import SamplingCounters
+from kvmgdb.machine.target import parse_target
+from kvmgdb.profiler import formats
+from kvmgdb.profiler.off_cpu import record_sleeping
+from kvmgdb.profiler.output import check_writable
+from kvmgdb.profiler.recorder import NoSamplesError, Recorder, check_samples
+from kvmgdb.profiler.recording import Recording
+from kvmgdb.profiler.session import MAX_RATE, Session, Wanted
+from kvmgdb.profiler.view import Root, View
+
+_MIN_RATE = 0.01
+_DEFAULT_OUTPUT = "profile.kvmprof"
+
+
+@click.command()
+@click.argument("target", required=False)
+@click.option("--all", "every", is_flag=True, help="Every virtual machine on this host.")
+@click.option("--rate", default=99.0, show_default=True, help="Samples a second, of each vCPU.")
+@click.option("--duration", type=float, help="Seconds; without it, until Ctrl-C.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=_DEFAULT_OUTPUT,
+    show_default=True,
+    help="The file to write; its name says in which format.",
+)
+@click.option("--format", "form", type=click.Choice(formats.NAMES), help="The file's format.")
+@click.option("--kernel-only", is_flag=True, help="No functions of user mode.")
+@click.option("--user", "user_only", is_flag=True, help="No functions of the kernel.")
+@click.option("--idle", is_flag=True, help="Show the time that vCPUs were idle, too.")
+@click.option("--task", metavar="NAME", help="Only this task: its name, PID or TID.")
+@click.option("--vcpu", type=int, metavar="N", help="Only this vCPU, counted from 0.")
+@click.option("--by-task", is_flag=True, help="The task as the root of each stack.")
+@click.option("--by-vcpu", is_flag=True, help="The vCPU as the root of each stack.")
+@click.option("--off-cpu", is_flag=True, help="Not samples: where sleeping tasks wait, once.")
+@click.option(
+    "--symbols",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="An ELF file that names the code of a guest that is not Linux.",
+)
+def profile(
+    target: str | None,
+    every: bool,
+    rate: float,
+    duration: float | None,
+    output: Path,
+    form: str | None,
+    kernel_only: bool,
+    user_only: bool,
+    idle: bool,
+    task: str | None,
+    vcpu: int | None,
+    by_task: bool,
+    by_vcpu: bool,
+    off_cpu: bool,
+    symbols: Path | None,
+) -> None:
+    """Record what the vCPUs of a guest execute, with their call stacks.
+
+    For each sample a vCPU is stopped for some microseconds, and nothing in the
+    guest knows of it. The recording can be looked at with `kvmgdb report`, or as a
+    flame graph, speedscope, pprof, Firefox Profiler or perf file.
+    """
+    if not _MIN_RATE <= rate <= MAX_RATE:
+        raise UsageError(
+            f"{rate:g} samples a second cannot be taken",
+            f"give a rate from {_MIN_RATE:g} to {MAX_RATE:g}",
+        )
+    if duration is not None and not 0 < duration < 1e7:
+        raise UsageError(f"a recording cannot take {duration:g} seconds")
+    if kernel_only and user_only:
+        raise UsageError("--kernel-only and --user leave nothing to record")
+    if every and target is not None:
+        raise UsageError("--all records every virtual machine: it takes no TARGET")
+    chosen = formats.format_of(output, form)
+    check_writable(output)
+    roots = [Root.VM] * every + [Root.TASK] * by_task + [Root.VCPU] * by_vcpu
+    view = View(tuple(roots), idle)
+    wanted = Wanted(not user_only, not kernel_only, task, vcpu, symbols)
+    with ExitStack() as stack:
+        machines = _open_all(stack) if every else [stack.enter_context(attached(target))]
+        names = ", ".join(_name(machine) for machine in machines)
+        recording = Recording(names, 0.0 if off_cpu else rate, time.time_ns())
+        if off_cpu:
+            _snapshot(machines, recording, task)
+        else:
+            _sample(machines, recording, wanted, duration, idle)
+    formats.write(recording, output, chosen, view)
+    note(f"{len(recording)} samples written to {output}")
+
+
+def _open_all(stack: ExitStack) -> list[Machine]:
+    """Every machine of the host that can be attached to."""
+    machines = []
+    for process in vm_processes():
+        try:
+            machine = parse_target(str(process.pid)).open()
+        except KvmgdbError as error:
+            note(f"without PID {process.pid}: {error}")
+            continue
+        stack.callback(machine.close)
+        machines.append(machine)
+    if not machines:
+        raise TargetNotFoundError("no virtual machine runs on this host that could be recorded")
+    return machines
+
+
+def _name(machine: Machine) -> str:
+    info = machine.info()
+    return info.name or (f"PID {info.pid}" if info.pid else info.backend)
+
+
+def _snapshot(machines: list[Machine], recording: Recording, task: str | None) -> None:
+    for machine in machines:
+        record_sleeping(machine, recording, _name(machine), task)
+    if not len(recording):
+        raise NoSamplesError("no task that was asked for sleeps in the guest")
+
+
+def _sample(
+    machines: list[Machine],
+    recording: Recording,
+    wanted: Wanted,
+    duration: float | None,
+    idle: bool,
+) -> None:
+    begin_ns = time.monotonic_ns()
+    if wanted.vcpu is not None:
+        most = max(len(machine.vcpus) for machine in machines)
+        if not 0 <= wanted.vcpu < most:
+            raise UsageError(f"there is no vCPU {wanted.vcpu}: there are {most}, from 0")
+    sessions: list[Session] = []
+    recorder = Recorder(recording, sessions)
+    counters = SamplingCounters()
+    try:
+        for machine in machines:
+            name = _name(machine)
+            sessions.append(Session(machine, recording, name, recording.rate, wanted, begin_ns))
+        with _until_signal(recorder), _progress(recorder, duration) as look:
+            recorder.run(duration, look)
+    finally:
+        counters = recorder.close()
+    for session, error in recorder.ended.items():
+        text = f"the recording of {_name(session.machine)} ended early: {error}"
+        recording.remark(text)
+        note(text)
+    check_samples(recorder, idle)
+    _summarise(recorder, counters)
+
+
+@contextmanager
+def _until_signal(recorder: Recorder) -> Iterator[None]:
+    """Ctrl-C ends the recording, which is then written. A second one ends us."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, old[signal.Signals(number)])
+        recorder.stop()
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class _Look:
+    """What the progress bar shows; without a terminal, nothing."""
+
+    def __init__(self, recorder: Recorder, progress: Progress, duration: float | None) -> None:
+        self._recorder = recorder
+        self._progress = progress
+        self._task = progress.add_task("", total=duration, samples=0, rate=0.0, lost="")
+
+    def __call__(self, seconds: float) -> None:
+        counted = [session.stream.counters() for session in self._recorder.sessions]
+        lost = sum(each.missed + each.dropped + each.failed for each in counted)
+        rounds = sum(each.rounds for each in counted) / max(len(counted), 1)
+        self._progress.update(
+            self._task,
+            completed=seconds,
+            samples=sum(each.samples for each in counted),
+            rate=rounds / seconds if seconds else 0.0,
+            lost=f", {lost} lost" if lost else "",
+        )
+
+
+@contextmanager
+def _progress(recorder: Recorder, duration: float | None) -> Iterator[_Look]:
+    console = Console(stderr=True)
+    progress = Progress(
+        SpinnerColumn(),
+        TimeElapsedColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[samples]} samples, {task.fields[rate]:.0f} Hz{task.fields[lost]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with progress:
+        yield _Look(recorder, progress, duration)
+
+
+def _summarise(recorder: Recorder, counters: SamplingCounters) -> None:
+    recording = recorder.recording
+    made = len(recording)
+    seconds = max(recorder.seconds, 1e-9)
+    broken = recording.counters.broken
+    share = 100 * broken / made if made else 0.0
+    rate = counters.rounds / len(recorder.sessions) / seconds
+    note(f"{made} samples in {seconds:.1f} s, {rate:.1f} rounds a second")
+    note(
+        f"{recording.counters.errors} errors, {broken} broken stacks ({share:.2f} %), "
+        f"{counters.missed} missed deadlines, {counters.dropped} dropped"
+    )
+    total, vcpus = 0, 0
+    for session in recorder.sessions:
+        label = f"{_name(session.machine)}: " if len(recorder.sessions) > 1 else ""
+        for index, held in enumerate(session.held):
+            vcpus += 1
+            if not len(held):
+                continue
+            total += held.total
+            p50, p99, most = (time_ns / 1000 for time_ns in held.percentiles())
+            note(
+                f"{label}vCPU {index} was held {len(held)} times: "
+                f"p50 {p50:.0f} us, p99 {p99:.0f} us, at most {most:.0f} us"
+            )
+        for program in session.incomplete_programs:
+            note(f"{label}the symbols of {program} are not all in the guest's memory")
+    note(f"the guest lost {100 * total / 1e9 / seconds / max(vcpus, 1):.2f} % of its time")
