@@ -279,6 +279,7 @@ class Agent:
         sampling.stack_size = plan.stack_size
         sampling.kernel_bytes, sampling.user_bytes = plan.kernel_bytes, plan.user_bytes
         sampling.word_count, sampling.area_count = len(plan.task_words), len(plan.areas)
+        sampling.stack_word = plan.stack_word
         sampling.word_offset[0 : len(plan.task_words)] = plan.task_words
         assert self.attached is not None
         pointers = ffi.new("uint64_t[]", self.attached.vcpu_count)

@@ -28,7 +28,8 @@ class SamplingPlan:
     known, and then ``kernel_bytes`` from the stack pointer on are copied, else
     they are the limit. ``user_bytes``: as much of user mode's stack, or 0.
     ``task_pointers``: for each vCPU where the address of its task lies, or 0;
-    ``task_words``: offsets into that task of up to eight words to keep.
+    ``task_words``: offsets into that task of up to eight words to keep, of which
+    ``stack_word`` (counted from 1, 0 for none) is where its kernel stack begins.
     """
 
     kernel_cr3: int = 0
@@ -37,6 +38,7 @@ class SamplingPlan:
     user_bytes: int = 0
     task_pointers: tuple[int, ...] = ()
     task_words: tuple[int, ...] = ()
+    stack_word: int = 0
     areas: tuple[StackArea, ...] = field(default=(), repr=False)
 
 

@@ -174,6 +174,7 @@ class SampleMaker:
         self._sampling.user_bytes = plan.user_bytes
         self._sampling.word_count = len(plan.task_words)
         self._sampling.area_count = len(plan.areas)
+        self._sampling.stack_word = plan.stack_word
         self._sampling.word_offset[0 : len(plan.task_words)] = plan.task_words
         self._areas = ffi.new(
             "struct kvmgdb_stack_area[]",

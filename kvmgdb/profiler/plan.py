@@ -46,12 +46,13 @@ def plan_for(machine: Machine, kernel: Kernel, user: bool) -> SamplingPlan:
         user_bytes=_USER_BYTES if user else 0,
         task_pointers=pointers,
         task_words=words,
+        stack_word=len(words),
         areas=tuple(areas[:_MAX_AREAS]),
     )
 
 
 def task_words(kernel: Kernel) -> tuple[int, ...]:
-    """Offsets into task_struct: pid and tgid, comm in two words, mm."""
+    """Offsets into task_struct: pid and tgid, comm in two words, mm, stack."""
     types = kernel.types
     comm = types.offset("task_struct", "comm")
     return (
@@ -59,6 +60,7 @@ def task_words(kernel: Kernel) -> tuple[int, ...]:
         comm,
         comm + 8,
         types.offset("task_struct", "mm"),
+        types.offset("task_struct", "stack"),
     )
 
 

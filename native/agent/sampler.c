@@ -313,7 +313,7 @@ static uint64_t waited(const struct sampler *sampler, int vcpu) {
 /* A vCPU that was interrupted stands now. */
 static void finish(struct session *session, struct vcpu *vcpu) {
   struct sampler *sampler = session->sampler;
-  uint64_t since = sampler->interrupted_ns[vcpu->index];
+  uint64_t since = sampler->interrupted_ns[vcpu->index], seen = now_ns();
   if (vcpu->event) { /* a debug exit, which is not for us */
     vcpu->sampled = false;
     return;
@@ -332,8 +332,10 @@ static void finish(struct session *session, struct vcpu *vcpu) {
     sampler->ring->failed++;
     return;
   }
-  uint64_t passed = now_ns() - since;
-  sample->held_ns = wait < passed ? passed - wait : 0;
+  /* The wait counts from its beginning once it has ended: a thread that was
+   * waiting when it was interrupted may have waited for longer than that. */
+  uint64_t now = now_ns();
+  sample->held_ns = wait < now - since ? now - since - wait : now - seen;
   write_record(sampler, sample, sample->size);
 }
 

@@ -126,6 +126,17 @@ static void copy_user_below(struct filling *filling,
   }
 }
 
+/* Where the task's stack ends; 0 where that is not known. */
+static uint64_t top_of_task(const struct filling *filling) {
+  const struct kvmgdb_sampling *sampling = filling->sampling;
+  if (!sampling->stack_word)
+    return 0;
+  uint64_t low = filling->sample->word[sampling->stack_word - 1];
+  return low >= KERNEL_HALF && low < UINT64_MAX - sampling->stack_size
+             ? low + sampling->stack_size
+             : 0;
+}
+
 static void copy_stacks(struct filling *filling) {
   const struct kvmgdb_sampling *sampling = filling->sampling;
   uint64_t sp = filling->sample->sp & ~UINT64_C(7);
@@ -139,6 +150,7 @@ static void copy_stacks(struct filling *filling) {
     copy_user(filling, sp);
     return;
   }
+  uint64_t top = top_of_task(filling);
   while (filling->sample->copy_count < KVMGDB_SAMPLE_COPIES) {
     const struct kvmgdb_stack_area *area = area_of(filling, sp);
     uint64_t begin = begin_of_copy(filling, area, sp);
@@ -148,7 +160,12 @@ static void copy_stacks(struct filling *filling) {
     if (!made)
       return;
     if (!area) {
-      copy_user_below(filling, made, end);
+      /* The entry code comes from a small stack of its own, and puts user
+       * mode's registers on the task's. */
+      if (top && (sp >= top || top - sp > sampling->stack_size))
+        made = copy(filling, top - BELOW, BELOW), end = top;
+      if (made)
+        copy_user_below(filling, made, end);
       return;
     }
     if (!copied_word(filling, made, area->link, &sp) &&
@@ -174,14 +191,17 @@ static void read_task(struct filling *filling, uint64_t current) {
       high = sampling->word_offset[i];
   }
   uint8_t window[MAX_WINDOW + 8];
-  size_t done;
-  if (high - low > MAX_WINDOW ||
-      virtual_read(&filling->kernel, sample->task + low, window, high - low + 8,
-                   &done, NULL))
-    return;
-  for (uint32_t i = 0; i < sampling->word_count; i++)
-    memcpy(&sample->word[i], window + sampling->word_offset[i] - low,
-           sizeof(sample->word[i]));
+  size_t done = 0;
+  bool together = high - low <= MAX_WINDOW &&
+                  !virtual_read(&filling->kernel, sample->task + low, window,
+                                high - low + 8, &done, NULL);
+  for (uint32_t i = 0; i < sampling->word_count; i++) {
+    uint32_t offset = sampling->word_offset[i];
+    if (together)
+      memcpy(&sample->word[i], window + offset - low, sizeof(sample->word[i]));
+    else if (!read_word(filling, sample->task + offset, &sample->word[i]))
+      sample->word[i] = 0;
+  }
 }
 
 enum kvmgdb_status kvmgdb_sample_fill(
@@ -192,6 +212,7 @@ enum kvmgdb_status kvmgdb_sample_fill(
   if (!memory || !paging || !sampling || !sample ||
       (!areas && sampling->area_count) || capacity < sizeof(*sample) ||
       capacity > UINT32_MAX || sampling->word_count > KVMGDB_SAMPLE_WORDS ||
+      sampling->stack_word > KVMGDB_SAMPLE_WORDS ||
       (sampling->stack_size & (sampling->stack_size - 1)))
     return error_set(error, KVMGDB_ERR_INVALID, 0, 0);
   struct kvmgdb_paging kernel = *paging;
@@ -209,9 +230,9 @@ enum kvmgdb_status kvmgdb_sample_fill(
   sample->task = 0;
   memset(sample->word, 0, sizeof(sample->word));
   memset(sample->copy, 0, sizeof(sample->copy));
-  copy_stacks(&filling);
   if (sampling->kernel_cr3)
     read_task(&filling, current);
+  copy_stacks(&filling);
   sample->size = (uint32_t)filling.length;
   return KVMGDB_OK;
 }

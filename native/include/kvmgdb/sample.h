@@ -70,7 +70,8 @@ struct kvmgdb_sampling {
   uint32_t word_count;
   uint32_t word_offset[8]; /* into a task, KVMGDB_SAMPLE_WORDS */
   uint32_t area_count;
-  uint32_t reserved;
+  uint32_t stack_word; /* which word, counted from 1, is where the stack of the
+                          task begins; 0: none */
 };
 
 /* One writer, one reader. The counters are the writer's. */
