@@ -40,12 +40,16 @@ static void put_reference(struct info *info, enum abbreviation typed,
     info_refer(info, id);
 }
 
+/*
+ * A flexible array has a bound, too, of no elements: GDB 18 takes a structure
+ * with an open one for one whose size must be computed from its content, and
+ * reads address 0 for a pointer to it that is optimized out.
+ */
 static void put_array(struct info *info, const struct kvmgdb_btf_type *type) {
   put_uleb(info->out, ABBREV_ARRAY);
   refer_to(info, type->target);
-  put_uleb(info->out, type->count ? ABBREV_BOUND : ABBREV_BOUND_OPEN);
-  if (type->count)
-    put_uleb(info->out, type->count);
+  put_uleb(info->out, ABBREV_BOUND);
+  put_uleb(info->out, type->count);
   put_u8(info->out, 0);
 }
 
