@@ -24,6 +24,7 @@ _COMMANDS = (
     "backtrace",
     "symbols",
     "profile",
+    "vmlinux",
     "report",
     "demo",
 )

@@ -19,11 +19,13 @@ _ET_EXEC = 2
 _EM_X86_64 = 62
 _PT_LOAD, _PT_NOTE = 1, 4
 _SHT_PROGBITS, _SHT_SYMTAB, _SHT_STRTAB, _SHT_NOTE, _SHT_NOBITS = 1, 2, 3, 7, 8
-_SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR = 1, 2, 4
+_SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR, _SHF_MERGE, _SHF_STRINGS = 1, 2, 4, 0x10, 0x20
 _PF_X, _PF_W, _PF_R = 1, 2, 4
 _SYMBOL_SIZE = 24
 _NT_GNU_BUILD_ID = 3
 _ALIGNMENT = 8
+# What tells a file of ours: the .comment that compilers sign with, put first.
+COMMENT = b"kvmgdb: symbols, types and call frames from a guest's memory\0"
 _IDENTIFICATION = b"\x7fELF\x02\x01\x01"
 
 
@@ -63,10 +65,11 @@ def build_elf(
     empty ones, and an empty build ID, are left out."""
     sections = [_Section("", 0)]
     sections += [_area_section(area) for area in areas]
+    sections.append(_Section(".comment", _SHT_PROGBITS, COMMENT))
     note = _build_id_note(build_id) if build_id else b""
     if note:
         sections.append(_Section(".note.gnu.build-id", _SHT_NOTE, note, alignment=4))
-    sections += [_Section(name, _SHT_PROGBITS, data) for name, data in debug.items() if data]
+    sections += [_debug_section(name, data) for name, data in debug.items() if data]
     strings = len(sections) + 1
     sections.append(
         _Section(
@@ -93,6 +96,17 @@ def _area_section(area: Area) -> _Section:
         flags=flags,
         address=area.addresses.start,
         size=len(area.addresses),
+    )
+
+
+def _debug_section(name: str, data: bytes | memoryview) -> _Section:
+    strings = name == ".debug_str"
+    return _Section(
+        name,
+        _SHT_PROGBITS,
+        data,
+        flags=_SHF_MERGE | _SHF_STRINGS if strings else 0,
+        entry_size=1 if strings else 0,
     )
 
 
