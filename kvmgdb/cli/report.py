@@ -11,10 +11,10 @@ from kvmgdb.cli.selection import view_of, view_options
 from kvmgdb.errors import NotFoundError, UsageError
 from kvmgdb.profiler import formats
 from kvmgdb.profiler.compare import Change, compare
-from kvmgdb.profiler.recording import FrameKind, Recording
+from kvmgdb.profiler.recording import Recording
 from kvmgdb.profiler.storage import load
 from kvmgdb.profiler.summary import Summary
-from kvmgdb.profiler.tree import CallTree, Function, Node
+from kvmgdb.profiler.tree import CallTree, Function, Line, Node, place, printed
 from kvmgdb.profiler.view import View
 
 _FILE = click.Path(path_type=Path)
@@ -79,12 +79,12 @@ def report(
     facts = _facts(recording, tree)
     if as_tree or callers is not None:
         top = tree.root if callers is None else _callers(tree, callers)
-        rows = _rows(top, least / 100 * tree.root.total)
+        lines = printed(top, least / 100 * tree.root.total)
         if as_json:
-            print_json({**facts, "tree": [_node_facts(*row) for row in rows]})
+            print_json({**facts, "tree": [_node_facts(line) for line in lines]})
             return
         _print_summary(recording)
-        _print_tree(rows, tree.root.total)
+        _print_tree(lines, tree.root.total)
         return
     functions = sorted(
         tree.shares().items(),
@@ -178,49 +178,19 @@ def _names(function: Function) -> tuple[str, str]:
     return function.label, function.label.removesuffix(f" [{function.module}]")
 
 
-def _rows(top: Node, least: float) -> list[tuple[Node, int]]:
-    """The calls that have that many samples, in order, each with its depth."""
-    found = []
-    waiting = [(child, 0) for child in reversed(top.ranked())]
-    while waiting:
-        node, depth = waiting.pop()
-        if node.total < least:
-            continue
-        found.append((node, depth))
-        waiting += [(child, depth + 1) for child in reversed(node.ranked())]
-    return found
+def _node_facts(line: Line) -> dict[str, object]:
+    node = line.node
+    facts = _function_facts(node.function)
+    return {"depth": line.depth, **facts, "self": node.own, "total": node.total}
 
 
-def _node_facts(node: Node, depth: int) -> dict[str, object]:
-    return {"depth": depth, **_function_facts(node.function), "self": node.own, "total": node.total}
-
-
-def _print_tree(rows: list[tuple[Node, int]], all_: int) -> None:
-    """A chain of calls without branches stays in its column: stacks are deeper than
-    terminals are wide."""
-    if not rows:
+def _print_tree(lines: list[Line], all_: int) -> None:
+    if not lines:
         note("no call has that many samples; --min makes it less")
-        return
-    columns: dict[int, int] = {}
-    last: Node | None = None
-    for node, depth in rows:
-        column = columns.get(depth - 1, -1)
-        if last is None or node.parent is not last or node.total < last.total:
-            column += 1
-        columns[depth] = max(column, 0)
-        indent = "  " * columns[depth]
-        place = _place(node)
-        click.echo(f"{_percent(node.total, all_):>9}  {indent}{node.function.label}{place}")
-        last = node
-
-
-def _place(node: Node) -> str:
-    """Whose code it is, where that is not clear from the line above."""
-    function = node.function
-    if function.kind is FrameKind.MODULE or not function.module:
-        return ""
-    above = node.parent.function.module if node.parent is not None else ""
-    return "" if function.module == above else f"  ({function.module})"
+    for node, _, column in lines:
+        indent = "  " * column
+        label = f"{node.function.label}{place(node)}"
+        click.echo(f"{_percent(node.total, all_):>9}  {indent}{label}")
 
 
 # ---- two recordings ---------------------------------------------------------

@@ -48,6 +48,14 @@ class Share:
     total: int = 0
 
 
+class Line(NamedTuple):
+    """A call in a printed tree: its depth, and the column of indentation it gets."""
+
+    node: Node
+    depth: int
+    column: int
+
+
 _ALL = Function("all", "", FrameKind.MARK)
 
 _MAX_DRAWN = 20_000
@@ -155,6 +163,36 @@ class CallTree:
                 place.total += node.total
                 above = above.parent
         return top
+
+
+def printed(top: Node, least: float) -> list[Line]:
+    """The calls below ``top`` that have so many samples, in order. A chain of calls
+    without branches stays in its column: stacks are deeper than terminals are wide."""
+    found: list[Line] = []
+    waiting = [(child, 0) for child in reversed(top.ranked())]
+    columns: dict[int, int] = {-1: -1}
+    last: Node | None = None
+    while waiting:
+        node, depth = waiting.pop()
+        if node.total < least:
+            continue
+        column = columns[depth - 1]
+        if last is None or node.parent is not last or node.total < last.total:
+            column += 1
+        columns[depth] = column
+        found.append(Line(node, depth, column))
+        waiting += [(child, depth + 1) for child in reversed(node.ranked())]
+        last = node
+    return found
+
+
+def place(node: Node) -> str:
+    """Whose code a call is in, where that is not clear from its name or its caller."""
+    function = node.function
+    if function.kind is FrameKind.MODULE or not function.module:
+        return ""
+    above = node.parent.function.module if node.parent is not None else ""
+    return "" if function.module == above else f"  ({function.module})"
 
 
 def _inside_itself(node: Node) -> bool:
