@@ -26,6 +26,7 @@ _COMMANDS = (
     "profile",
     "vmlinux",
     "report",
+    "top",
     "demo",
 )
 

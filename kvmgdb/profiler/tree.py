@@ -166,23 +166,21 @@ class CallTree:
 
 
 def printed(top: Node, least: float) -> list[Line]:
-    """The calls below ``top`` that have so many samples, in order. A chain of calls
-    without branches stays in its column: stacks are deeper than terminals are wide."""
+    """The calls below ``top`` that have so many samples, in order. Of a chain of
+    calls without branches all but the first share a column: stacks are deeper than
+    terminals are wide."""
     found: list[Line] = []
-    waiting = [(child, 0) for child in reversed(top.ranked())]
-    columns: dict[int, int] = {-1: -1}
-    last: Node | None = None
+    # Each with its caller's column, and whether its caller is alone below its own.
+    waiting = [(child, 0, -1, False) for child in reversed(top.ranked())]
     while waiting:
-        node, depth = waiting.pop()
+        node, depth, column, in_chain = waiting.pop()
         if node.total < least:
             continue
-        column = columns[depth - 1]
-        if last is None or node.parent is not last or node.total < last.total:
+        alone = depth > 0 and node.parent is not None and node.total == node.parent.total
+        if not (alone and in_chain):
             column += 1
-        columns[depth] = column
         found.append(Line(node, depth, column))
-        waiting += [(child, depth + 1) for child in reversed(node.ranked())]
-        last = node
+        waiting += [(child, depth + 1, column, alone) for child in reversed(node.ranked())]
     return found
 
 

@@ -86,14 +86,14 @@ def test_the_call_tree(file: str) -> None:
     lines = output(file, "--tree", "--min", "8").splitlines()
     assert lines[lines.index("") + 1 :] == [
         "  95.00 %  _start  (/bin/work)",
-        "  95.00 %  main",
-        "  50.00 %    compute;all",
-        "  20.00 %      memcpy  (/lib/libc.so.6)",
-        "  25.00 %    entry_SYSCALL_64",
-        "  25.00 %    do_syscall_64",
-        "  25.00 %    vfs_read",
-        "  10.00 %      ext4_readpage [ext4]",
-        '   9.00 %    </script><script>document.title="evil"</script>',
+        "  95.00 %    main",
+        "  50.00 %      compute;all",
+        "  20.00 %        memcpy  (/lib/libc.so.6)",
+        "  25.00 %      entry_SYSCALL_64",
+        "  25.00 %        do_syscall_64",
+        "  25.00 %        vfs_read",
+        "  10.00 %          ext4_readpage [ext4]",
+        '   9.00 %      </script><script>document.title="evil"</script>',
     ]
 
 
