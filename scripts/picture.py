@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH = 92
+WIDTH = 112
 # The parts of the demo that fit into a picture, by their headings.
-PARTS = ("threads", "software breakpoint", "watchpoint", "runs on")
+PARTS = ("threads", "by name", "Types", "runs on")
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def selected(output: str) -> list[str]:
     for line in output.expandtabs().splitlines():
         if line.startswith("-- "):
             keep = any(part in line for part in PARTS)
-        if keep and not line.startswith(("warning:", "determining")):
+        if keep and not line.startswith(("warning:", "Reading /")):
             lines.append(line)
     return lines
 

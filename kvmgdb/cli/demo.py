@@ -22,7 +22,7 @@ from kvmgdb.demo.kernel import fetch_kernel
 from kvmgdb.demo.process import private_directory
 from kvmgdb.demo.progress import step
 from kvmgdb.demo.server import Server
-from kvmgdb.demo.tour import Facts, ask_guest, tour
+from kvmgdb.demo.tour import ask_guest, tour
 from kvmgdb.errors import HostError, MachineError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -54,7 +54,7 @@ def demo(batch: bool, gdb: str) -> None:
                     console.print(Text(command), soft_wrap=True)
                     run_batch(gdb, str(server.socket), tour(facts), console)
                 else:
-                    _hand_over(gdb, str(server.socket), facts, console)
+                    _hand_over(gdb, str(server.socket), console)
             _prove_alive(guest, before, console)
 
 
@@ -95,23 +95,27 @@ def _terminable() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _hand_over(gdb: str, address: str, facts: Facts, console: Console) -> None:
+def _hand_over(gdb: str, address: str, console: Console) -> None:
     console.print(
         Text.assemble(
             "\nGDB is yours, connected to the guest, which stands still. Try:\n\n",
-            ("  info threads                      ", "cyan"),
-            "the two vCPUs\n",
-            ("  info registers cr3 idtr_base      ", "cyan"),
-            "control registers\n",
-            ("  x/5i $pc                          ", "cyan"),
+            ("  info threads                  ", "cyan"),
+            "the two vCPUs, and what they run\n",
+            ("  backtrace                     ", "cyan"),
             "where it stands\n",
-            (f"  hbreak *{facts.interrupt:#x}        ", "cyan"),
-            "the timer's code: then `continue`\n",
-            (f"  watch *(long *) {facts.jiffies:#x}", "cyan"),
-            "jiffies_64: then `continue`\n",
-            ("  monitor help                      ", "cyan"),
+            ("  break vfs_read                ", "cyan"),
+            "a function by name: then `continue`\n",
+            ("  ptype struct task_struct      ", "cyan"),
+            "a type of the guest's kernel\n",
+            ("  print init_task.comm          ", "cyan"),
+            "a variable\n",
+            ("  watch *(long *) &jiffies_64   ", "cyan"),
+            "then `continue`\n",
+            ("  info registers cr3 idtr_base  ", "cyan"),
+            "control registers\n",
+            ("  monitor help                  ", "cyan"),
             "what the server can do\n",
-            ("  detach, quit                      ", "cyan"),
+            ("  detach, quit                  ", "cyan"),
             "the guest runs on, and the demo ends\n",
         )
     )

@@ -32,20 +32,19 @@ class Stop:
 
 @dataclass(frozen=True)
 class Facts:
-    """Addresses (GVA) as the guest's own /proc/kallsyms gives them, and its version."""
+    """Addresses (GVA) as the guest's own /proc/kallsyms gives them, and its version:
+    what GDB finds by itself is compared with them."""
 
-    jiffies: int
+    read: int
     interrupt: int
-    banner: int
     version: str
 
 
 def ask_guest(guest: LinuxGuest) -> Facts:
     """Asks the guest, while it runs, where its kernel is."""
     return Facts(
-        jiffies=guest.symbol("jiffies_64"),
+        read=guest.symbol("vfs_read"),
         interrupt=guest.symbol("hrtimer_interrupt"),
-        banner=guest.symbol("linux_banner"),
         version=guest.read_file("/proc/version").decode().strip(),
     )
 
@@ -54,10 +53,27 @@ def tour(facts: Facts) -> list[Stop]:
     """The tour of a guest with these facts; GDB is connected when it begins."""
     return [
         Stop(
-            "The vCPUs are GDB's threads",
+            "The vCPUs are GDB's threads, named after what they run",
             ["info threads"],
             _vcpus,
-            "two vCPUs",
+            "two vCPUs, each with its task",
+        ),
+        Stop(
+            "A breakpoint by name: GDB was given no file",
+            ["break vfs_read", "continue", f"print $pc == {facts.read:#x}", "backtrace"],
+            _backtrace,
+            "it hit where /proc/kallsyms has vfs_read; the backtrace ends in user mode",
+        ),
+        Stop(
+            "Types and variables of the guest's kernel",
+            [
+                "ptype struct list_head",
+                "print sizeof(struct task_struct)",
+                "print init_task.comm",
+                "print/x init_task.tasks",
+            ],
+            _types,
+            "from the kernel's BTF, in guest memory",
         ),
         Stop(
             "General and control registers",
@@ -83,14 +99,14 @@ def tour(facts: Facts) -> list[Stop]:
                 "set $entry = ((unsigned long) *(unsigned int *) ($gate + 8) << 32)"
                 " | (*(unsigned int *) ($gate + 4) & 0xffff0000)"
                 " | *(unsigned short *) $gate",
-                "print/x $entry",
+                "info symbol $entry",
             ],
-            lambda text: "" if _value(text) >> 47 == 0x1FFFF else "that is no kernel address",
-            "the gate leads into the kernel",
+            lambda text: "" if "apic_timer_interrupt" in text else "that is not the timer's",
+            "the gate leads to the kernel's timer interrupt",
         ),
         Stop(
             "A software breakpoint there, and on to it",
-            ["break *$entry", "continue", "print $pc == $entry"],
+            ["delete", "break *$entry", "continue", "print $pc == $entry"],
             _breakpoint,
             "the guest stopped at the interrupt's entry",
         ),
@@ -101,10 +117,10 @@ def tour(facts: Facts) -> list[Stop]:
             "the vCPU stands on the next instruction",
         ),
         Stop(
-            "A hardware breakpoint, deeper in the kernel (hrtimer_interrupt)",
+            "A hardware breakpoint, deeper in the kernel",
             [
                 "delete",
-                f"hbreak *{facts.interrupt:#x}",
+                "hbreak hrtimer_interrupt",
                 "continue",
                 f"print $pc == {facts.interrupt:#x}",
             ],
@@ -113,13 +129,13 @@ def tour(facts: Facts) -> list[Stop]:
         ),
         Stop(
             "Guest memory: the kernel's banner",
-            ["set print elements 400", f"x/s {facts.banner:#x}"],
+            ["set print elements 400", "x/s &linux_banner"],
             lambda text: "" if facts.version in text else "that is not what /proc/version says",
             "the same text as the guest's own /proc/version",
         ),
         Stop(
-            "A watchpoint on a kernel variable (jiffies_64)",
-            ["delete", f"watch *(unsigned long *) {facts.jiffies:#x}", "continue", "x/i $pc"],
+            "A watchpoint on a kernel variable",
+            ["delete", "watch *(unsigned long *) &jiffies_64", "continue", "backtrace 3"],
             _watchpoint,
             "the guest stopped because the variable had changed",
         ),
@@ -133,8 +149,27 @@ def tour(facts: Facts) -> list[Stop]:
 
 
 def _vcpus(text: str) -> str:
-    names = re.findall(r"vCPU (\d+)", text)
+    names = re.findall(r'"vCPU (\d+) \[.+ pid \d+\]"', text)
     return "" if names == ["0", "1"] else f"expected vCPU 0 and vCPU 1, and saw {names}"
+
+
+def _backtrace(text: str) -> str:
+    frames = re.findall(
+        r"^#\d+ .*?(?:in (\w+|\?\?) |<(signal handler) called>)", text, re.MULTILINE
+    )
+    names = [function or signal for function, signal in frames]
+    if names[:2] != ["vfs_read", "ksys_read"] or names[-2:] != ["signal handler", "??"]:
+        return f"the frames are {', '.join(names) or 'not there'}"
+    return _breakpoint(text)
+
+
+def _types(text: str) -> str:
+    missing = [
+        wanted
+        for wanted in ("struct list_head *next;", '"swapper/0', "next = 0xffff")
+        if wanted not in text
+    ]
+    return f"{missing[0]!r} is missing" if missing else ""
 
 
 def _registers(text: str) -> str:
@@ -153,7 +188,9 @@ def _registers(text: str) -> str:
 
 def _disassembly(text: str) -> str:
     count = len(re.findall(r"^(?:=>|  ) 0x[0-9a-f]+.*:\t\w", text, re.MULTILINE))
-    return "" if count == 5 else f"{count} instructions were shown, not 5"
+    if count != 5:
+        return f"{count} instructions were shown, not 5"
+    return "" if "=> " in text else "the vCPU stands at none of them"
 
 
 def _value(text: str) -> int:

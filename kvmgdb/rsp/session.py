@@ -276,6 +276,7 @@ class Session:
 
     def stopped(self, event: StopEvent) -> None:
         self.last_event = event
+        self._select_stopped()
         if event.reason is StopReason.EXITED:
             self._refused = event.detail or "the virtual machine is gone"
         try:
@@ -290,12 +291,17 @@ class Session:
             self.console(f"kvmgdb: {event.detail}\n")
         self._send(reply, ack=False)
 
+    def _select_stopped(self) -> None:
+        """A stop reply selects its thread: GDB sends no ``Hg`` for that one."""
+        self.register_index = None
+
     def overdue(self) -> Reply | None:
         """The stop reply that this debugger, which lets the guest go after it was
         told some news, is owed before: more of them, or the stop they came with."""
         if not self._told_news:
             return None
         self._told_news = False
+        self._select_stopped()
         reply = self._news(self.current_index)
         if reply is None and self._owed is not None:
             owed, self._owed = self._owed, None
@@ -322,6 +328,7 @@ class Session:
         if reply is None:
             return False
         self.last_event = StopEvent(StopReason.REQUEST, vcpu)
+        self._select_stopped()
         self._send(reply, ack=False)
         return True
 

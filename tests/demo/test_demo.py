@@ -51,7 +51,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_batch(gdb_path: str) -> None:
     result = run("--batch", "--gdb", gdb_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("   ok: ") == 10
+    assert result.stdout.count("   ok: ") == 12
     assert "failed" not in result.stdout
     assert '"vCPU 1 ' in result.stdout
     assert "(gdb) continue" in result.stdout

@@ -52,6 +52,15 @@ def test_a_stop_reply_carries_registers(client: Client) -> None:
     assert shown >= {"rip", "rsp", "rbp", "eflags"}
 
 
+def test_a_stop_reply_selects_its_thread(client: Client) -> None:
+    """GDB takes it for selected, and sends no ``Hg``."""
+    assert client.ask(b"Hgp1.2") == b"OK"
+    parts = stop(client.ask(b"vCont;s:p1.1"))
+    assert parts["thread"] == "p1.1"
+    key = f"{RIP:02x}"
+    assert client.ask(b"p" + key.encode()).decode() == parts[key]
+
+
 @pytest.mark.parametrize(
     "packet", [b"vCont;s:p1.1", b"vCont;s:p1.1;t", b"vCont;S05:p1.1", b"s", b"S05"]
 )
