@@ -8,7 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from kvmgdb.demo.initramfs import build_initramfs
 from kvmgdb.demo.kernel import Kernel
 from kvmgdb.demo.process import end
 from kvmgdb.rsp.monitor import COMMANDS
-from tests.docs.commands import ROOT, Session, sessions, setup_commands
+from tests.docs.commands import ROOT, Session, comparable, sessions, setup_commands
 from tests.guests.linux.fixtures import StartGuest
 from tests.support.polling import wait_for
 from tests.support.require import requires
@@ -43,13 +43,13 @@ class Shell:
             "PYTHONPATH": str(ROOT),
         }
 
-    def run(self, command: str) -> str:
+    def run(self, command: str, typed: Sequence[str] = ()) -> str:
         """Runs a command to its end, with no terminal; it must succeed."""
         result = subprocess.run(
             ["bash", "-c", command],
             cwd=self.directory,
             env=self.environment,
-            stdin=subprocess.DEVNULL,
+            input="".join(f"{line}\n" for line in typed).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=60,
@@ -117,15 +117,18 @@ def test_commands_of_a_page(
     (shell.directory / "vmlinuz").symlink_to(linux_kernel.vmlinuz)
     (shell.directory / "initrd.img").symlink_to(build_initramfs())
     guest = None
-    if any("vm1" in command for command in session.commands):
+    if any("vm1" in command.line for command in session.commands):
         guest = start_linux_guest(name="vm1")
-    for command in session.commands:
+    for each in session.commands:
+        command = each.line
         if command.startswith(_SERVES):
             shell.serve(command)
             continue
-        output = shell.run(command)
+        output = shell.run(command, each.typed)
+        for line in each.shown if each.typed else ():
+            assert comparable(line) in comparable(output), f"{line!r} is not in {output}"
         if "target remote" in command:
-            assert re.search(r"^0x[0-9a-f]{16} in", output, re.M), output
+            assert re.search(r"^(0x[0-9a-f]{16} in|<signal handler called>)", output, re.M), output
         if "info threads" in command:
             assert '"vCPU 0 ' in output, output
             assert '"vCPU 1 ' in output, output
