@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmgdb.errors import KvmgdbError, NotFoundError
+from kvmgdb.linux.generated import GeneratedCode, list_generated, undescribed_parts
 from kvmgdb.linux.kernel import PAGE, Kernel
 from kvmgdb.linux.modules import ModuleList, list_modules
 from kvmgdb.linux.native import (
@@ -84,9 +85,15 @@ class Backtrace:
 class Unwinder:
     """Unwinds the stacks of one kernel and its modules."""
 
-    def __init__(self, kernel: Kernel, modules: ModuleList | None = None) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        modules: ModuleList | None = None,
+        generated: GeneratedCode | None = None,
+    ) -> None:
         self.kernel = kernel
         self.modules = list_modules(kernel) if modules is None else modules
+        self.generated = list_generated(kernel) if generated is None else generated
         self.tables = UnwindTables()
         self.problems: list[str] = []
         try:
@@ -95,8 +102,7 @@ class Unwinder:
             self.problems.append(f"{error}: frames by frame pointers")
         except KvmgdbError as error:
             self.problems.append(f"the kernel's ORC tables cannot be used: {error}")
-        for code, what in undescribed_code(kernel.symbols):
-            self.tables.mark(code, what)
+        self._add_marks()
         for module in self.modules:
             try:
                 add_module(self.tables, kernel, module)
@@ -104,6 +110,16 @@ class Unwinder:
                 continue  # built without ORC
             except KvmgdbError as error:
                 self.problems.append(f"module {module.name}: {error}")
+
+    def _add_marks(self) -> None:
+        if self.generated.damage is not None:
+            self.problems.append(f"generated code: {self.generated.damage}")
+        marks = [(code, what, 0) for code, what in undescribed_code(self.kernel.symbols)]
+        for code, what, original in (*marks, *undescribed_parts(self.kernel, self.generated)):
+            try:
+                self.tables.mark(code, what, original)
+            except (KvmgdbError, ValueError) as error:
+                self.problems.append(f"code at {code.start:#x}: {error}")
 
     # -- backtraces
 
@@ -196,6 +212,9 @@ class Unwinder:
                     table = found.symbols
                 except KvmgdbError:
                     table = None
+            elif (piece := self.generated.at(address)) is not None:
+                offset = frame.ip - piece.address
+                return NamedFrame(frame, piece.name, offset, piece.size, piece.owner)
             symbol = table.at(address) if table is not None else None
             if table is not None and symbol is not None:
                 size = symbol_size(table, symbol.index)

@@ -7,7 +7,6 @@ serial line takes minutes.
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 import stat
 import subprocess
@@ -119,8 +118,7 @@ def _module(path: Path) -> bytes:
 
 
 def _compile(work: Path) -> Path:
-    source = _SOURCE.read_bytes()
-    program = work / f"probe-{hashlib.sha256(source).hexdigest()[:16]}"
+    program = work / "probe"
     subprocess.run(
         ["gcc", *FLAGS, "-o", str(program), str(_SOURCE)],
         check=True,

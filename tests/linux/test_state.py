@@ -18,6 +18,8 @@ from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.registers import Group
 from tests.linux.probed import ProbedGuest
 
+GENERATED = ("[__builtin__ftrace]", "[bpf]", "[__builtin__kprobes]")
+
 
 def test_identity(probed_guest: ProbedGuest, kernel: Kernel) -> None:
     identity = identify(kernel)
@@ -46,7 +48,7 @@ def check_modules(guest: ProbedGuest, kernel: Kernel) -> None:
     expected = set()
     for line in guest.text("/proc/kallsyms").splitlines():
         words = line.split()
-        if len(words) == 4 and words[3] not in ("[bpf]", "[__builtin__ftrace]"):
+        if len(words) == 4 and words[3] not in GENERATED:
             expected.add((int(words[0], 16), words[1], words[2], words[3]))
     found = {
         (symbol.address, symbol.type, symbol.name, f"[{module.name}]")

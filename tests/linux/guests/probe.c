@@ -1,6 +1,7 @@
 // Runs before the guest's init: says through QEMU's debug console what this
 // kernel says of itself, loads the modules that it finds in /modules, leaves a
-// few processes asleep in known places, and then becomes /init.
+// few processes asleep in known places, and then becomes /init. With
+// KVMGDB_GENERATE=1 the kernel has to generate code before that.
 //
 // Each file goes out as "file NAME SIZE\n" and its bytes; "end\n" is the last.
 
@@ -61,7 +62,8 @@ static void put_content(const char *name, long size) {
     put(buffer, (unsigned long)size);
 }
 
-static void put_file(const char *path) {
+// Into the buffer.
+static long read_file(const char *path) {
   long total = 0, done;
   long fd = call(__NR_open, (long)path, O_RDONLY, 0, 0);
   while (fd >= 0 && total < (long)BUFFER_SIZE &&
@@ -70,8 +72,12 @@ static void put_file(const char *path) {
     total += done;
   if (fd >= 0)
     call(__NR_close, fd, 0, 0, 0);
-  put_content(path, total);
+  return total;
 }
+
+static void put_file(const char *path) { put_content(path, read_file(path)); }
+
+#include "programs.h"
 
 static void mount(const char *type, const char *where) {
   call(__NR_mkdir, (long)where, 0755, 0, 0);
@@ -147,7 +153,13 @@ __attribute__((noreturn, used)) static void probe(long *stack) {
   char **environment = arguments + stack[0] + 1;
   call(__NR_iopl, 3, 0, 0, 0);
   mount("proc", "/proc");
+  mount("sysfs", "/sys");
+  mount("tracefs", "/tracing");
   load_modules();
+  // Those that sleep keep what has been loaded.
+  for (char **word = environment; *word; word++)
+    if (same(*word, "KVMGDB_GENERATE=1"))
+      generate_code();
   start_sleepers();
   struct __kernel_timespec settle = {.tv_nsec = 300000000};
   call(__NR_nanosleep, (long)&settle, 0, 0, 0);
@@ -164,6 +176,7 @@ __attribute__((noreturn, used)) static void probe(long *stack) {
   put_file("/proc/kallsyms");
   put_text("end\n");
   call(__NR_umount2, (long)"/proc", 0, 0, 0);
+  call(__NR_umount2, (long)"/sys", 0, 0, 0);
   arguments[0] = "/init";
   call(__NR_execve, (long)"/init", (long)arguments, (long)environment, 0);
   __builtin_unreachable();
