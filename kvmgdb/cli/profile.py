@@ -145,7 +145,6 @@ def _sample(
     duration: float | None,
     idle: bool,
 ) -> None:
-    begin_ns = time.monotonic_ns()
     if wanted.vcpu is not None:
         most = max(len(machine.vcpus) for machine in machines)
         if not 0 <= wanted.vcpu < most:
@@ -155,8 +154,10 @@ def _sample(
     counters = SamplingCounters()
     try:
         for machine in machines:
+            begin_ns = sessions[0].begin_ns if sessions else None
             name = _name(machine)
             sessions.append(Session(machine, recording, name, recording.rate, wanted, begin_ns))
+        recording.start_ns = time.time_ns() - (time.monotonic_ns() - sessions[0].begin_ns)
         with _until_signal(recorder), _progress(recorder, duration) as look:
             recorder.run(duration, look)
     finally:

@@ -470,7 +470,7 @@ def _error(agent: Agent, reply: Any, doing: str) -> KvmgdbError:
         (
             "TRACED",
             TargetBusyError(
-                f"process {pid} is being traced by process {detail}",
+                f"process {pid} is being traced by process {detail}{_who(int(detail))}",
                 "end that debugger (or strace) first",
             ),
         ),
@@ -506,6 +506,20 @@ def _error(agent: Agent, reply: Any, doing: str) -> KvmgdbError:
         if reply.status == agent.constant(name):
             return error
     return BreakpointError(f"the agent failed with status {reply.status}")
+
+
+def _who(pid: int) -> str:
+    """What a process is, for people: a kvmgdb by the command that started its agent."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        if name.startswith("kvmgdb-agent"):
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+            words = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+            command = " ".join(word.decode(errors="replace") for word in words[1:] if word)
+            name = f"PID {parent}: {command}" if command else name
+    except OSError:
+        return ""  # it has ended meanwhile
+    return f" ({name})" if name else ""
 
 
 def _where(exit_reason: int) -> str:

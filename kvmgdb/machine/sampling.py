@@ -44,8 +44,8 @@ class SamplingPlan:
 
 @dataclass(frozen=True)
 class SamplingCounters:
-    """``rounds``: times that all vCPUs were sampled; ``missed``: rounds whose time
-    had passed already; ``samples``: records made; ``dropped``: samples without
+    """``rounds``: times that all vCPUs were to be sampled; ``missed``: samples that
+    came too late to be taken; ``samples``: records made; ``dropped``: samples without
     room; ``failed``: samples whose vCPU did not stop in time."""
 
     rounds: int = 0

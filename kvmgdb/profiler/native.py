@@ -192,7 +192,7 @@ class SampleMaker:
         registers: dict[str, int],
         time_ns: int,
     ) -> bytearray:
-        """``registers``: "ip", "sp", "bp", "ax", "dx", "di", "r10", "r13". The record
+        """``registers``: "ip", "sp", "bp", "ax", "dx", "di", "r10", "r13", "cx". The record
         has no time for which the vCPU was held: see :meth:`set_held`."""
         sample = self._clear(vcpu, RUNNING, time_ns)
         for name, value in registers.items():

@@ -57,7 +57,7 @@ class Recorder:
             self._stop.set()
             for thread in threads:
                 thread.join()
-            self.seconds = time.monotonic() - begin
+            self.seconds = (time.monotonic_ns() - self.sessions[0].begin_ns) / 1e9
         if self._failure is not None:
             raise self._failure
 

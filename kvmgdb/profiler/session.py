@@ -84,7 +84,8 @@ class HeldTimes:
 class Session:
     """Samples ``machine`` into ``recording`` from construction until :meth:`close`.
 
-    ``begin_ns`` is when the recording began (time.monotonic_ns).
+    ``begin_ns`` is when the recording began (time.monotonic_ns), which is now for the
+    first session of one.
 
     Everything is found and prepared first; the guest is stopped for that once, for
     as long as registers are read. Raises what attaching to a kernel may raise, but
@@ -116,8 +117,8 @@ class Session:
         self._checked = time.monotonic()
         self._find_kernel()
         self._vm = recording.vm(name, self._banner())
-        self._begin_ns = time.monotonic_ns() if begin_ns is None else begin_ns
         self.stream = self._start(rate)
+        self.begin_ns = time.monotonic_ns() if begin_ns is None else begin_ns
 
     # -- preparing
 
@@ -198,7 +199,7 @@ class Session:
             state, stack = State.RUNNING, self._stack(row.stack)
         else:
             return
-        time_ns = max(0, row.time_ns - self._begin_ns)
+        time_ns = max(0, row.time_ns - self.begin_ns)
         recording.add(time_ns, self._vm, row.vcpu, task, stack, state, row.held_ns)
 
     def _stack(self, number: int) -> int:

@@ -22,6 +22,7 @@ _REGISTERS = {
     "di": "rdi",
     "r10": "r10",
     "r13": "r13",
+    "cx": "rcx",
 }
 _GROUPS = frozenset({Group.GENERAL})
 # Records that wait to be read, in bytes.
@@ -67,7 +68,7 @@ class StopSampling(SampleStream):
             late = time.monotonic() - self._due
             if late > 0:
                 missed = int(late / self._period)
-                self._missed += missed
+                self._missed += missed * len(self._machine.vcpus)
                 self._due += missed * self._period
 
     def close(self) -> None:

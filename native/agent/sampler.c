@@ -287,6 +287,7 @@ static struct kvmgdb_sample *fill(struct session *session,
   sample->di = regs->rdi;
   sample->r10 = regs->r10;
   sample->r13 = regs->r13;
+  sample->cx = regs->rcx;
   sample->cr0 = sregs->cr0;
   sample->cr3 = sregs->cr3;
   return kvmgdb_sample_fill(session->guest_memory, &paging, &sampler->sampling,
@@ -426,6 +427,7 @@ static void take_round(struct session *session) {
   bool wanted[KVMGDB_AGENT_MAX_VCPUS];
   for (int i = 0; i < session->vcpu_count; i++) {
     struct vcpu *vcpu = &session->vcpu[i];
+    sampler->ring->missed += vcpu->sampled;
     wanted[i] = vcpu->phase == PHASE_RUNNING && !vcpu->sampled &&
                 !sample_asleep(session, vcpu, now_ns());
   }
@@ -475,7 +477,7 @@ void sampler_run(struct session *session) {
   sampler->due_ns += next_interval(sampler);
   if (now > sampler->due_ns) {
     uint64_t missed = (now - sampler->due_ns) / sampler->period_ns;
-    sampler->ring->missed += missed;
+    sampler->ring->missed += missed * (uint64_t)session->vcpu_count;
     sampler->due_ns += missed * sampler->period_ns;
   }
 }

@@ -46,7 +46,7 @@ struct kvmgdb_sample {
   uint64_t time_ns; /* CLOCK_MONOTONIC */
   uint64_t held_ns; /* how long the vCPU stood still for it, without what its
                        thread waited for a CPU of the host meanwhile */
-  uint64_t ip, sp, bp, ax, dx, di, r10, r13;
+  uint64_t ip, sp, bp, ax, dx, di, r10, r13, cx;
   uint64_t cr0, cr3;
   uint64_t task;    /* what the task pointer pointed to, or 0 */
   uint64_t word[8]; /* KVMGDB_SAMPLE_WORDS; read from the task, or 0 */
@@ -79,8 +79,9 @@ struct kvmgdb_ring {
   uint64_t capacity; /* bytes of records, a power of two */
   uint64_t head;     /* bytes ever written */
   uint64_t tail;     /* bytes ever read: the reader's */
-  uint64_t rounds;   /* times that samples of all vCPUs were due and taken */
-  uint64_t missed;   /* times that the hour of a round had passed already */
+  uint64_t rounds;   /* times that samples of all vCPUs were due and begun */
+  uint64_t missed;   /* samples that were not taken because it was too late for
+                        them, or the vCPU had not stopped for the one before */
   uint64_t samples;  /* records written, HALTED and STOPPED among them */
   uint64_t dropped;  /* samples for which the ring had no room */
   uint64_t failed;   /* samples whose vCPU did not stop in time */

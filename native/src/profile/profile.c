@@ -14,7 +14,7 @@
 #define MAX_STACK_WORDS ((size_t)1 << 26)
 #define MAX_TASK_WORDS ((size_t)1 << 22)
 #define MAX_RANGES_SPACE (UINT32_C(1) << 18)
-#define KNOWN_REGISTERS 0xff
+#define KNOWN_REGISTERS 0x1ff /* all of struct kvmgdb_unwind_registers */
 
 /* A task as it is interned. */
 struct task_words {
@@ -146,6 +146,7 @@ static enum kvmgdb_status unwind(struct kvmgdb_profile *profile,
                                                     .di = sample->di,
                                                     .r10 = sample->r10,
                                                     .r13 = sample->r13,
+      .cx = sample->cx,
                                                     .known = KNOWN_REGISTERS};
   struct kvmgdb_stack stacks[KVMGDB_SAMPLE_COPIES];
   for (int i = 0; i < sample->copy_count; i++)

@@ -1,0 +1,171 @@
+"""``kvmgdb profile``, as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvmgdb.profiler import storage
+from tests.kvm.guests import image, qemu_guest
+from tests.support.polling import wait_for
+from tests.support.qemu import TCG, Qemu
+from tests.support.require import requires
+
+pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(180)]
+
+SECONDS = 60.0
+
+
+def _start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kvmgdb", "profile", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _run(*arguments: object) -> tuple[int, str]:
+    """The exit status, and what was printed beside the file."""
+    process = _start(*arguments)
+    output, errors = process.communicate(timeout=SECONDS)
+    assert output == ""
+    assert "Traceback" not in errors
+    return process.returncode, errors
+
+
+@pytest.fixture(scope="module")
+def pid() -> Iterator[int]:
+    with qemu_guest("kvmgdb-profile", "split") as pid:
+        yield pid
+
+
+def test_recording_and_summary(pid: int, tmp_path: Path) -> None:
+    output = tmp_path / "split.kvmprof"
+    symbols = image("split").elf
+    status, said = _run(pid, "--duration", 2, "--rate", 200, "-o", output, "--symbols", symbols)
+    assert status == 0, said
+    for words in ("rounds a second", "0 errors, 0 broken stacks", "p99", "of its time"):
+        assert words in said
+    recording = storage.load(output)
+    assert len(recording) > 0
+    assert f"{len(recording)} samples written to {output}" in said
+    assert recording.target == "kvmgdb-profile"
+    assert recording.rate == 200
+    assert {"split_a", "split_b", "split_c"} <= {frame.name for frame in recording.frames}
+    assert max(recording.columns.time_ns) <= recording.duration_ns
+
+
+def test_format_is_told_by_the_name(pid: int, tmp_path: Path) -> None:
+    output = tmp_path / "split.folded"
+    symbols = image("split").elf
+    arguments = ("--duration", 1, "--symbols", symbols, "--by-vcpu", "-o", output)
+    assert _run(pid, *arguments)[0] == 0
+    assert any(";split_a;split_leaf " in line for line in output.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("--rate", "0"), 2, "0 samples a second cannot be taken"),
+        (("--rate", "1000000"), 2, "samples a second cannot be taken"),
+        (("--duration", "-1"), 2, "cannot take -1 seconds"),
+        (("--all",), 2, "takes no TARGET"),
+        (("--kernel-only", "--user"), 2, "leave nothing"),
+        (("-o", "/nowhere/x.html"), 1, "cannot write /nowhere/x.html"),
+        (("-o", "x.unknown"), 2, "does not say what format"),
+        (("--vcpu", "2", "-o", "/dev/null", "--format", "folded"), 2, "there is no vCPU 2"),
+        (("--symbols", "/etc/passwd"), 1, "/etc/passwd: the file is no 64-bit ELF file"),
+        (("--symbols", "/nowhere"), 1, "/nowhere: No such file"),
+        (("--off-cpu",), 1, "no Linux kernel"),
+        (("--duration", "1", "--task", "nobody"), 1, "no sample is of that task or vCPU"),
+    ],
+)
+def test_what_is_refused(
+    pid: int, tmp_path: Path, arguments: tuple[str, ...], status: int, words: str
+) -> None:
+    output = () if "-o" in arguments else ("-o", str(tmp_path / "x.html"))
+    result, said = _run(pid, *output, *arguments)
+    assert words in said
+    assert result == status
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_space_left(pid: int) -> None:
+    status, said = _run(pid, "--duration", 1, "-o", "/dev/full", "--format", "folded")
+    assert status == 1
+    assert "cannot write /dev/full: No space left on device" in said
+
+
+def _wait_recording(process: subprocess.Popen[str], pid: int) -> None:
+    """Waits until the agent has been told to take samples."""
+
+    def samples() -> bool:
+        assert process.poll() is None, process.communicate()
+        try:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            agent = children.split()[0]
+            links = [os.readlink(entry) for entry in Path(f"/proc/{agent}/fd").iterdir()]
+        except (OSError, IndexError):
+            return False
+        return any("kvmgdb-samples" in link for link in links)
+
+    wait_for("samples are being taken", samples, SECONDS)
+    time.sleep(1.0)
+
+
+def test_a_second_profiler_is_refused_and_ctrl_c_writes(pid: int, tmp_path: Path) -> None:
+    output = tmp_path / "first.kvmprof"
+    first = _start(pid, "-o", output)
+    _wait_recording(first, pid)
+    status, said = _run(pid, "--duration", 1, "-o", tmp_path / "second.kvmprof")
+    assert status == 1
+    assert f"PID {first.pid}" in said
+    assert "profile" in said
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=SECONDS)
+    assert first.returncode == 0, said
+    assert len(storage.load(output)) > 0
+
+
+def test_the_machine_ends_while_it_is_recorded(tmp_path: Path) -> None:
+    output = tmp_path / "ended.kvmprof"
+    with qemu_guest("kvmgdb-profile-ends", "split") as pid:
+        process = _start(pid, "-o", output)
+        _wait_recording(process, pid)
+        os.kill(pid, signal.SIGKILL)
+        _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    assert "ended early: the virtual machine has ended" in said
+    recording = storage.load(output)
+    assert len(recording) > 0
+    assert any("ended early" in remark for remark in recording.remarks)
+
+
+def test_a_paused_machine_has_no_samples(tmp_path: Path) -> None:
+    output = tmp_path / "paused.html"
+    with Qemu(*TCG, "-m", "32M", "-S", "-name", "kvmgdb-profile-paused") as qemu:
+        status, said = _run(qemu.pid, "--duration", 1, "-o", output)
+    assert status == 1
+    assert "there are no samples: the machine was paused all the time" in said
+    assert not output.exists()
+
+
+def test_idle_vcpus(tmp_path: Path) -> None:
+    output = tmp_path / "idle.folded"
+    with qemu_guest("kvmgdb-profile-idle", "halt") as pid:
+        status, said = _run(pid, "--duration", 2, "--idle", "-o", output)
+    assert status == 0, said
+    assert "[idle]" in output.read_text()
+
+
+def test_every_machine_is_a_root(pid: int, tmp_path: Path) -> None:
+    output = tmp_path / "all.folded"
+    with qemu_guest("kvmgdb-profile-other", "split"):
+        status, said = _run("--all", "--duration", 2, "-o", output)
+    assert status == 0, said
+    roots = {line.partition(";")[0] for line in output.read_text().splitlines()}
+    assert {"kvmgdb-profile", "kvmgdb-profile-other"} <= roots
