@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from kvmgdb.demo.process import end, start
+from kvmgdb.machine.own_vmm import vmm_path
 from tests.support.polling import wait_for
 
 SOURCES = Path(__file__).resolve().parents[1] / "guests" / "freestanding"
@@ -81,3 +82,23 @@ def qemu_guest(
         end(process)
         log.close()
         shutil.rmtree(directory)
+
+
+@contextmanager
+def own_vmm_guest(guest: str, vcpus: int = 1) -> Iterator[int]:
+    """The PID of our own VMM, its guest booted."""
+    with tempfile.TemporaryFile() as output:
+        command = [str(vmm_path()), "-m", "64M", "--cpus", str(vcpus), str(image(guest).elf)]
+        process = start(command, output=output)
+        try:
+
+            def booted() -> bool:
+                printed = os.pread(output.fileno(), 4096, 0)
+                assert process.poll() is None, printed
+                return f"{guest}: ".encode() in printed
+
+            wait_for(f"the guest {guest} has booted", booted, BOOT_SECONDS)
+            yield process.pid
+            assert process.poll() is None, "the VMM has ended"
+        finally:
+            end(process)

@@ -8,20 +8,17 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from kvmgdb.demo.process import end, start
 from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.interface import Action
 from kvmgdb.machine.kvm import KvmMachine
-from kvmgdb.machine.own_vmm import vmm_path
 from kvmgdb.machine.qmp import Qmp
 from kvmgdb.machine.registers import BASIC_GROUPS
-from tests.kvm.guests import image, qemu_guest
+from tests.kvm.guests import image, own_vmm_guest, qemu_guest
 from tests.support.polling import wait_for
 from tests.support.require import requires
 
@@ -32,26 +29,6 @@ CYCLES = 300
 SPELL = 0.01  # seconds that QEMU runs or pauses, at most
 PAUSE = 0.001  # seconds that the guest runs between two stops
 SECONDS = 60.0
-
-
-@contextmanager
-def _own_vmm(guest: str) -> Iterator[int]:
-    """The PID of our own VMM, its guest booted."""
-    with tempfile.TemporaryFile() as output:
-        command = [str(vmm_path()), "-m", "64M", str(image(guest).elf)]
-        process = start(command, output=output)
-        try:
-
-            def booted() -> bool:
-                printed = os.pread(output.fileno(), 4096, 0)
-                assert process.poll() is None, printed
-                return f"{guest}: ".encode() in printed
-
-            wait_for(f"the guest {guest} has booted", booted, SECONDS)
-            yield process.pid
-            assert process.poll() is None, "the VMM has ended"
-        finally:
-            end(process)
 
 
 class _IoGuest:
@@ -77,7 +54,7 @@ class _IoGuest:
 @pytest.mark.parametrize("vmm", ["qemu", "kvmgdb-vmm"])
 def test_rounds_under_io_do_each_access_once(vmm: str) -> None:
     chance = random.Random(vmm)
-    vmm_of = qemu_guest("kvmgdb-endurance", "io") if vmm == "qemu" else _own_vmm("io")
+    vmm_of = qemu_guest("kvmgdb-endurance", "io") if vmm == "qemu" else own_vmm_guest("io")
     with vmm_of as pid:
         machine = KvmMachine.open(pid)
         try:

@@ -18,7 +18,7 @@ from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.target import parse_target
 from kvmgdb.profiler.native import HALTED, RUNNING
 from kvmgdb.profiler.session import Wanted
-from tests.kvm.guests import SOURCES, image, qemu_guest
+from tests.kvm.guests import SOURCES, image, own_vmm_guest, qemu_guest
 from tests.profiler.sampled import Sampled, sample
 from tests.support.polling import wait_for
 from tests.support.qemu import TCG, Qemu
@@ -66,8 +66,11 @@ def _progress(machine: KvmMachine, guest: str) -> tuple[int, int]:
 
 
 @requires("kvm")
-def test_time_split_and_chain_under_kvm() -> None:
-    with qemu_guest("kvmgdb-split", "split") as pid, _opened(pid) as machine:
+@pytest.mark.parametrize("vmm", ["qemu", "kvmgdb-vmm"])
+def test_time_split_and_chain_under_kvm(vmm: str) -> None:
+    qemu = vmm == "qemu"
+    guest = qemu_guest("kvmgdb-split", "split") if qemu else own_vmm_guest("split", 2)
+    with guest as pid, _opened(pid) as machine:
         assert machine.sampling is not None
         sampled = sample(machine, SAMPLES, 400.0, _wanted("split"))
         assert sampled.counters.failed == 0
@@ -102,7 +105,7 @@ def test_time_split_under_tcg() -> None:
 
 @requires("kvm")
 def test_halted_vcpus_are_idle_and_stay_asleep() -> None:
-    with qemu_guest("kvmgdb-halt", "halt") as pid, _opened(pid) as machine:
+    with own_vmm_guest("halt", 2) as pid, _opened(pid) as machine:
         sampled = sample(machine, 400, 400.0, _wanted("halt"))
         states = sampled.session.states
         assert states[HALTED] > states[RUNNING], states
@@ -112,7 +115,7 @@ def test_halted_vcpus_are_idle_and_stay_asleep() -> None:
 
 @requires("kvm")
 def test_one_vcpu_only() -> None:
-    with qemu_guest("kvmgdb-split-one", "split") as pid, _opened(pid) as machine:
+    with own_vmm_guest("split", 2) as pid, _opened(pid) as machine:
         sampled = sample(machine, 60, 200.0, _wanted("split", vcpu=1))
         assert {row.vcpu for row in sampled.recording.samples()} == {1}
         assert "other_cpu_main" in sampled.names()
@@ -121,7 +124,7 @@ def test_one_vcpu_only() -> None:
 
 @requires("kvm")
 def test_addresses_where_nothing_has_names() -> None:
-    with qemu_guest("kvmgdb-split-bare", "split") as pid, _opened(pid) as machine:
+    with own_vmm_guest("split", 2) as pid, _opened(pid) as machine:
         sampled = sample(machine, 50)
         code = range(image("split").symbols["start32"], image("split").symbols["progress"])
         leaves = [int(stack[-1].name, 16) for _, stack in sampled.stacks()]
@@ -133,7 +136,7 @@ def test_addresses_where_nothing_has_names() -> None:
 def test_killed_while_it_samples(who: str) -> None:
     """Whichever process dies, at any time: the guest and its VMM go on, and can be
     attached to again."""
-    with qemu_guest("kvmgdb-split-killed", "split") as pid:
+    with own_vmm_guest("split", 2) as pid:
         for _ in range(5):
             child = _sampling_child(pid)
             if who == "agent":

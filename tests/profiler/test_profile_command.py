@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvmgdb.profiler import storage
-from tests.kvm.guests import image, qemu_guest
+from tests.kvm.guests import image, own_vmm_guest, qemu_guest
 from tests.support.polling import wait_for
 from tests.support.qemu import TCG, Qemu
 from tests.support.require import requires
@@ -156,7 +156,7 @@ def test_a_paused_machine_has_no_samples(tmp_path: Path) -> None:
 
 def test_idle_vcpus(tmp_path: Path) -> None:
     output = tmp_path / "idle.folded"
-    with qemu_guest("kvmgdb-profile-idle", "halt") as pid:
+    with own_vmm_guest("halt") as pid:
         status, said = _run(pid, "--duration", 2, "--idle", "-o", output)
     assert status == 0, said
     assert "[idle]" in output.read_text()
