@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvmgdb.profiler.recording import Columns, Frame, FrameKind, Recording
-from kvmgdb.profiler.view import Selection, View, label
+from kvmgdb.profiler.view import Path, Selection, View, label, without_stack
 
 
 class Function(NamedTuple):
@@ -73,19 +73,17 @@ class CallTree:
     def __init__(self, recording: Recording, view: View) -> None:
         self.root = Node(_ALL, None)
         self._selection = Selection(recording, view)
-        self._nodes: dict[tuple[tuple[Frame, ...], int], Node] = {}
+        self._nodes: dict[tuple[int, int], Node] = {}
         self._functions: dict[Frame, Function] = {}
 
     def add(self, columns: Columns | None = None) -> None:
         """Adds these samples, or all that the recording has."""
         for group, counts in self._selection.counts(columns).items():
-            roots = self._selection.roots(group)
             for stack, count in counts.items():
-                if stack:
-                    node = self._node(roots, stack)
-                else:
-                    (frame,) = self._selection.frames(0, group.state)
-                    node = self._node(roots, 0).child(self._function(frame))
+                path = self._selection.path(group, stack)
+                node = self._node(path)
+                if not stack:
+                    node = node.child(self._function(without_stack(path)))
                 self._count(node, count)
 
     def _count(self, node: Node, count: int) -> None:
@@ -95,23 +93,24 @@ class CallTree:
             above.total += count
             above = above.parent
 
-    def _node(self, roots: tuple[Frame, ...], stack: int) -> Node:
+    def _node(self, path: Path) -> Node:
         """Where a stack ends. Most stacks differ little from one that is known."""
         recording = self._selection.recording
-        path = []
-        while (node := self._nodes.get((roots, stack))) is None:
+        stack = path.stack
+        unknown = []
+        while (node := self._nodes.get((path.roots, stack))) is None:
             if not stack:
                 node = self.root
-                for root in roots:
+                for root in self._selection.roots(path):
                     node = node.child(self._function(root))
-                self._nodes[roots, 0] = node
+                self._nodes[path.roots, 0] = node
                 break
-            path.append(stack)
+            unknown.append(stack)
             stack = recording.parents[stack]
-        for stack in reversed(path):
+        for stack in reversed(unknown):
             frame = recording.frames[recording.node_frames[stack]]
             node = node.child(self._function(frame))
-            self._nodes[roots, stack] = node
+            self._nodes[path.roots, stack] = node
         return node
 
     def _function(self, frame: Frame) -> Function:

@@ -65,6 +65,15 @@ class Group(NamedTuple):
     state: int
 
 
+class Path(NamedTuple):
+    """Where a sample was: samples with equal paths have equal frames, root frames
+    among them. ``roots`` is a number that the selection gave."""
+
+    roots: int
+    stack: int
+    halted: bool
+
+
 def state_name(state: int) -> str:
     return _STATE_NAMES[State(state)]
 
@@ -95,6 +104,9 @@ class Selection:
     def __init__(self, recording: Recording, view: View) -> None:
         self.recording = recording
         self.view = view
+        self._roots: dict[tuple[Frame, ...], int] = {}
+        self._root_lists: list[tuple[Frame, ...]] = []
+        self._numbers: dict[Group, int] = {}
 
     def wants(self, group: Group) -> bool:
         view = self.view
@@ -108,16 +120,18 @@ class Selection:
         task = self.recording.tasks[number]
         return wanted in (task.name, str(task.pid), str(task.tid))
 
-    def samples(self) -> Iterator[Sample]:
-        """The samples in the order in which they were taken."""
-        wanted: dict[Group, bool] = {}
+    def samples(self) -> Iterator[tuple[Sample, Path]]:
+        """The samples in the order in which they were taken, and where they were."""
+        # Of each group the number of its roots; -1 for one that is not wanted.
+        known: dict[tuple[int, int, int, int], int] = {}
         for sample in self.recording.samples():
-            group = Group(sample.vm, sample.vcpu, sample.task, sample.state)
-            choice = wanted.get(group)
-            if choice is None:
-                choice = wanted[group] = self.wants(group)
-            if choice:
-                yield sample
+            key = (sample.vm, sample.vcpu, sample.task, sample.state)
+            roots = known.get(key)
+            if roots is None:
+                group = Group(*key)
+                roots = known[key] = self._number(group) if self.wants(group) else -1
+            if roots >= 0:
+                yield sample, Path(roots, sample.stack, sample.state == State.HALTED)
 
     def counts(self, columns: Columns | None = None) -> dict[Group, Counter[int]]:
         """How often each stack was seen, by group; of ``columns``, or of all samples."""
@@ -132,9 +146,25 @@ class Selection:
                 found.setdefault(group, Counter())[stack] += count
         return found
 
-    def roots(self, group: Group) -> tuple[Frame, ...]:
-        """The frames that stand below a group's stacks."""
-        return tuple(Frame(self._root(root, group), "", FrameKind.MARK, 0) for root in self.view.by)
+    def path(self, group: Group, stack: int) -> Path:
+        """Where the samples of a group that have this stack were."""
+        return Path(self._number(group), stack, group.state == State.HALTED)
+
+    def _number(self, group: Group) -> int:
+        number = self._numbers.get(group)
+        if number is None:
+            roots = tuple(
+                Frame(self._root(root, group), "", FrameKind.MARK, 0) for root in self.view.by
+            )
+            number = self._roots.setdefault(roots, len(self._root_lists))
+            if number == len(self._root_lists):
+                self._root_lists.append(roots)
+            self._numbers[group] = number
+        return number
+
+    def roots(self, path: Path) -> tuple[Frame, ...]:
+        """The frames that stand below a path's stack."""
+        return self._root_lists[path.roots]
 
     def _root(self, root: Root, group: Group) -> str:
         match root:
@@ -147,8 +177,14 @@ class Selection:
             case Root.STATE:
                 return state_name(group.state)
 
-    def frames(self, stack: int, state: int) -> list[Frame]:
-        """A stack's frames, from the root to the innermost. There is always one."""
+    def frames(self, path: Path) -> list[Frame]:
+        """The frames, from the root to the innermost, roots included. There is always
+        one that is none of those."""
         table = self.recording.frames
-        found = [table[number] for number in self.recording.stack_frames(stack)]
-        return found or [IDLE if state == State.HALTED else NOTHING]
+        found = [table[number] for number in self.recording.stack_frames(path.stack)]
+        return [*self.roots(path), *(found or [without_stack(path)])]
+
+
+def without_stack(path: Path) -> Frame:
+    """What stands for a stack that has no functions."""
+    return IDLE if path.halted else NOTHING

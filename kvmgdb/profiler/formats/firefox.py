@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from kvmgdb import __version__
 from kvmgdb.profiler.recording import NO_VCPU, Frame, FrameKind, Recording, Sample
-from kvmgdb.profiler.view import IDLE, Group, Selection, View, label, period_ns
+from kvmgdb.profiler.view import IDLE, Path, Selection, View, label, period_ns
 
 _VERSION = 48
 _GECKO_VERSION = 30
@@ -57,23 +57,21 @@ class _Thread:
     stack_categories: list[int] = field(default_factory=list)
     sample_stacks: list[int] = field(default_factory=list)
     sample_times: list[float] = field(default_factory=list)
-    known: dict[tuple[Group, int], int] = field(default_factory=dict)
+    known: dict[Path, int] = field(default_factory=dict)
 
     def string(self, text: str) -> int:
         return self.strings.setdefault(text, len(self.strings))
 
-    def add(self, sample: Sample) -> None:
-        group = Group(sample.vm, sample.vcpu, sample.task, sample.state)
-        stack = self.known.get((group, sample.stack))
+    def add(self, sample: Sample, path: Path) -> None:
+        stack = self.known.get(path)
         if stack is None:
-            stack = self.known[group, sample.stack] = self._stack(group, sample.stack)
+            stack = self.known[path] = self._stack(path)
         self.sample_stacks.append(stack)
         self.sample_times.append(sample.time_ns / 1e6)
 
-    def _stack(self, group: Group, stack: int) -> int:
-        roots = self.selection.roots(group)
+    def _stack(self, path: Path) -> int:
         number: int | None = None
-        for frame in (*roots, *self.selection.frames(stack, group.state)):
+        for frame in self.selection.frames(path):
             key = (number, self.frames.setdefault(frame, len(self.frames)))
             if key not in self.stacks:
                 self.stack_categories.append(_category(frame))
@@ -161,11 +159,11 @@ def _empty(*columns: str) -> dict[str, object]:
 def write(recording: Recording, view: View, file: BinaryIO) -> None:
     selection = Selection(recording, view)
     threads: dict[tuple[int, int], _Thread] = {}
-    for sample in selection.samples():
+    for sample, path in selection.samples():
         place = (sample.vm, sample.vcpu)
         if place not in threads:
             threads[place] = _Thread(selection)
-        threads[place].add(sample)
+        threads[place].add(sample, path)
     head = {"meta": _meta(recording), "libs": [], "pages": [], "counters": []}
     file.write(json.dumps(head)[:-1].encode())
     file.write(b', "threads": [')

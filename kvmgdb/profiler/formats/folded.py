@@ -14,9 +14,8 @@ def write(recording: Recording, view: View, file: BinaryIO) -> None:
     selection = Selection(recording, view)
     lines: Counter[str] = Counter()
     for group, counts in selection.counts().items():
-        roots = selection.roots(group)
         for stack, count in counts.items():
-            frames = [*roots, *selection.frames(stack, group.state)]
+            frames = selection.frames(selection.path(group, stack))
             # The format knows no way to write a semicolon.
             lines[";".join(label(frame).replace(";", ":") for frame in frames)] += count
     for line in sorted(lines):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from kvmgdb.profiler.recording import NO_VCPU, Frame, FrameKind, Recording, Sample
-from kvmgdb.profiler.view import Group, Selection, View, label, period_ns, state_name
+from kvmgdb.profiler.view import Path, Selection, View, label, period_ns, state_name
 
 _KERNEL = "[kernel.kallsyms]"
 
@@ -20,14 +20,12 @@ _KERNEL = "[kernel.kallsyms]"
 def write(recording: Recording, view: View, file: BinaryIO) -> None:
     selection = Selection(recording, view)
     period = period_ns(recording) or 1
-    stacks: dict[tuple[Group, int], str] = {}
-    for sample in selection.samples():
-        group = Group(sample.vm, sample.vcpu, sample.task, sample.state)
-        lines = stacks.get((group, sample.stack))
+    stacks: dict[Path, str] = {}
+    for sample, path in selection.samples():
+        lines = stacks.get(path)
         if lines is None:
-            roots = selection.roots(group)
-            frames = [*roots, *selection.frames(sample.stack, sample.state)]
-            lines = stacks[group, sample.stack] = "".join(map(_line, reversed(frames)))
+            frames = selection.frames(path)
+            lines = stacks[path] = "".join(map(_line, reversed(frames)))
         file.write((_title(recording, sample, period) + lines + "\n").encode())
 
 

@@ -118,7 +118,7 @@ class _Profile:
         return number
 
     def sample(self, group: Group, stack: int, values: list[int]) -> None:
-        frames = [*self._selection.roots(group), *self._selection.frames(stack, group.state)]
+        frames = self._selection.frames(self._selection.path(group, stack))
         sample = _Message()
         sample.numbers(1, [self._location(frame) for frame in reversed(frames)])
         sample.numbers(2, values)
@@ -129,24 +129,19 @@ class _Profile:
     def _labels(self, group: Group) -> Iterable[_Message]:
         recording = self._selection.recording
         task = recording.tasks[group.task]
-        yield self._text_label("vm", recording.vms[group.vm].name)
+        yield self._label("vm", recording.vms[group.vm].name)
         if group.vcpu != NO_VCPU:
-            yield self._number_label("vcpu", group.vcpu)
-        yield self._text_label("task", task.name)
-        yield self._number_label("pid", task.pid)
-        yield self._number_label("tid", task.tid)
-        yield self._text_label("state", state_name(group.state))
+            yield self._label("vcpu", str(group.vcpu))
+        yield self._label("task", task.name)
+        yield self._label("pid", str(task.pid))
+        yield self._label("tid", str(task.tid))
+        yield self._label("state", state_name(group.state))
 
-    def _text_label(self, key: str, value: str) -> _Message:
+    def _label(self, key: str, value: str) -> _Message:
+        """Numbers are text too: the format does not tell 0 from none."""
         found = _Message()
         found.number(1, self.string(key))
         found.number(2, self.string(value))
-        return found
-
-    def _number_label(self, key: str, value: int) -> _Message:
-        found = _Message()
-        found.number(1, self.string(key))
-        found.number(3, value)
         return found
 
     def value_type(self, name: str, unit: str) -> _Message:

@@ -13,8 +13,8 @@ from itertools import islice
 from typing import BinaryIO
 
 from kvmgdb import __version__
-from kvmgdb.profiler.recording import NO_VCPU, Frame, Recording, Sample
-from kvmgdb.profiler.view import Group, Selection, View, label, period_ns
+from kvmgdb.profiler.recording import NO_VCPU, Frame, Recording
+from kvmgdb.profiler.view import Path, Selection, View, label, period_ns
 
 _SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 _PIECE = 10_000
@@ -42,15 +42,13 @@ class _Tables:
         self.frames: dict[Frame, int] = {}
         self.texts: list[str] = []
         self._selection = selection
-        self._numbers: dict[tuple[Group, int], int] = {}
+        self._numbers: dict[Path, int] = {}
 
-    def stack(self, sample: Sample) -> int:
-        group = Group(sample.vm, sample.vcpu, sample.task, sample.state)
-        number = self._numbers.get((group, sample.stack))
+    def stack(self, path: Path) -> int:
+        number = self._numbers.get(path)
         if number is None:
-            number = self._numbers[group, sample.stack] = len(self.texts)
-            roots = self._selection.roots(group)
-            frames = [*roots, *self._selection.frames(sample.stack, sample.state)]
+            number = self._numbers[path] = len(self.texts)
+            frames = self._selection.frames(path)
             places = [self.frames.setdefault(frame, len(self.frames)) for frame in frames]
             self.texts.append(json.dumps(places, separators=(",", ":")))
         return number
@@ -60,8 +58,11 @@ def write(recording: Recording, view: View, file: BinaryIO) -> None:
     selection = Selection(recording, view)
     tables = _Tables(selection)
     profiles: dict[tuple[int, int], _Profile] = {}
-    for sample in selection.samples():
-        profiles.setdefault((sample.vm, sample.vcpu), _Profile()).add(tables.stack(sample))
+    for sample, path in selection.samples():
+        place = (sample.vm, sample.vcpu)
+        if place not in profiles:
+            profiles[place] = _Profile()
+        profiles[place].add(tables.stack(path))
     head = {
         "$schema": _SCHEMA,
         "exporter": f"kvmgdb {__version__}",
