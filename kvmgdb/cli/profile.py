@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from kvmgdb.cli.guest import attached, note
+from kvmgdb.cli.selection import by_option, roots_of
 from kvmgdb.errors import KvmgdbError, TargetNotFoundError, UsageError
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.processes import vm_processes
@@ -50,8 +51,7 @@ _DEFAULT_OUTPUT = "profile.kvmprof"
 @click.option("--idle", is_flag=True, help="Show the time that vCPUs were idle, too.")
 @click.option("--task", metavar="NAME", help="Only this task: its name, PID or TID.")
 @click.option("--vcpu", type=int, metavar="N", help="Only this vCPU, counted from 0.")
-@click.option("--by-task", is_flag=True, help="The task as the root of each stack.")
-@click.option("--by-vcpu", is_flag=True, help="The vCPU as the root of each stack.")
+@by_option
 @click.option("--off-cpu", is_flag=True, help="Not samples: where sleeping tasks wait, once.")
 @click.option(
     "--symbols",
@@ -71,8 +71,7 @@ def profile(
     idle: bool,
     task: str | None,
     vcpu: int | None,
-    by_task: bool,
-    by_vcpu: bool,
+    by: tuple[str, ...],
     off_cpu: bool,
     symbols: Path | None,
 ) -> None:
@@ -95,7 +94,7 @@ def profile(
         raise UsageError("--all records every virtual machine: it takes no TARGET")
     chosen = formats.format_of(output, form)
     check_writable(output)
-    roots = [Root.VM] * every + [Root.TASK] * by_task + [Root.VCPU] * by_vcpu
+    roots = dict.fromkeys((*([Root.VM] if every else []), *roots_of(by)))
     view = View(tuple(roots), idle)
     wanted = Wanted(not user_only, not kernel_only, task, vcpu, symbols)
     with ExitStack() as stack:

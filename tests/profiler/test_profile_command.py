@@ -62,7 +62,7 @@ def test_recording_and_summary(pid: int, tmp_path: Path) -> None:
 def test_format_is_told_by_the_name(pid: int, tmp_path: Path) -> None:
     output = tmp_path / "split.folded"
     symbols = image("split").elf
-    arguments = ("--duration", 1, "--symbols", symbols, "--by-vcpu", "-o", output)
+    arguments = ("--duration", 1, "--symbols", symbols, "--by", "vcpu", "-o", output)
     assert _run(pid, *arguments)[0] == 0
     assert any(";split_a;split_leaf " in line for line in output.read_text().splitlines())
 
