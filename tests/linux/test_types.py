@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from kvmgdb.errors import GuestDataError, NotFoundError
 from kvmgdb.linux.attach import stopped
 from kvmgdb.linux.kernel import Kernel
-from kvmgdb.linux.native import Kind
+from kvmgdb.linux.native import Kind, Type
 from kvmgdb.machine.interface import Machine
+from tests.support.require import requires
 
 
 def test_every_type_can_be_read(kernel: Kernel) -> None:
@@ -103,3 +108,54 @@ class _Redirected:
 
     def u64(self, address: int) -> int:
         return self._value if address == self._address else self._kernel.u64(address)
+
+
+_CLASS = re.compile(r"^(?:struct|union) (\w+) \{$")
+# "\tunsigned int               in_execve:1;          /*  1036: 1  4 */"
+_MEMBER = re.compile(
+    r"^\t[^\t].*?(?:\(\*(?P<function>\w+)\)\(.*\)|(?P<name>\w+)(?:\[[^;]*\])?(?::(?P<bits>\d+))?)"
+    r"(?: __attribute__.*)?;\s*/\*\s+(?P<offset>\d+)(?::\s*(?P<bit>\d+))?\s+\d+ \*/$"
+)
+
+
+def _pahole(*arguments: str | Path) -> str:
+    command = ["pahole", "-F", "btf", *map(str, arguments)]
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=120, errors="replace"
+    ).stdout
+
+
+@requires("pahole")
+def test_sizes_and_offsets_are_what_pahole_says(kernel: Kernel, tmp_path: Path) -> None:
+    start, end = kernel.symbol("__start_BTF"), kernel.symbol("__stop_BTF")
+    file = tmp_path / "btf"
+    file.write_bytes(kernel.read(start, end - start))
+    table = kernel.types.table
+    by_name: dict[str, list[Type]] = {}
+    for type_id in table.ids:
+        found = table.type(type_id)
+        if found.kind in (Kind.STRUCT, Kind.UNION) and found.name:
+            by_name.setdefault(found.name, []).append(found)
+    sizes = [line.split("\t") for line in _pahole("--sizes", file).splitlines()]
+    for name, size, _ in sizes:
+        assert int(size) in {found.size for found in by_name[name]}, name
+    assert len(sizes) > 5000
+
+    compared = bit_fields = 0
+    current = None
+    for line in _pahole(file).splitlines():
+        if match := _CLASS.match(line):
+            listed = by_name[match[1]]
+            current = listed[0] if len(listed) == 1 else None
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (match := _MEMBER.match(line)):
+            member = table.find_member(current.id, match["name"] or match["function"])
+            assert member is not None, (current.name, line)
+            expected = 8 * int(match["offset"]) + int(match["bit"] or 0)
+            assert member.bit_offset == expected, (current.name, line)
+            assert member.bits == int(match["bits"] or 0), (current.name, line)
+            compared += 1
+            bit_fields += member.bits > 0
+    assert compared > 30_000
+    assert bit_fields > 500
