@@ -160,25 +160,33 @@ def _has_banner(memory: Memory, location: Location) -> bool:
 
 
 def read_only_data(memory: Memory, location: Location) -> range | None:
-    """The first range that may neither be written nor executed: .rodata. None
-    where the kernel has not protected it (yet)."""
-    at = start = location.base
-    inside = False
-    while at < location.end:
-        try:
-            translation = memory.translate(location.paging, at)
-        except KvmgdbError:
-            if inside:
-                break
-            at += HUGE_PAGE - at % HUGE_PAGE
-            continue
-        constant = not translation.executable and not translation.writable
-        if inside and not constant:
-            break
-        if constant and not inside:
-            inside, start = True, at
-        at += translation.page_size - at % translation.page_size
-    return range(start, at) if inside else None
+    """The first range that may neither be written nor executed: .rodata, which begins
+    where a huge page could. None where the kernel has not protected it (yet)."""
+    start = location.base
+    while start < location.end and not _is_constant(memory, location, start):
+        start += HUGE_PAGE
+    if start >= location.end:
+        return None
+    end = start + HUGE_PAGE
+    while end < location.end and _is_constant(memory, location, end):
+        end += HUGE_PAGE
+    # It ends in the last huge page, or with it.
+    low, high = end - HUGE_PAGE, min(end, location.end)
+    while high - low > PAGE:
+        middle = (low + high) // 2 & ~(PAGE - 1)
+        if _is_constant(memory, location, middle):
+            low = middle
+        else:
+            high = middle
+    return range(start, high)
+
+
+def _is_constant(memory: Memory, location: Location, gva: int) -> bool:
+    try:
+        translation = memory.translate(location.paging, gva)
+    except KvmgdbError:
+        return False
+    return not translation.executable and not translation.writable
 
 
 def copy_image(memory: Memory, location: Location, part: range) -> bytes:
