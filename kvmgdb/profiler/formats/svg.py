@@ -19,7 +19,8 @@ _MARGIN = 10
 _TITLE = 30
 _FOOT = 18
 _LETTER = 6.7  # of the font below, about
-_NARROWEST = 0.3
+_NARROWEST = 0.5
+_FEWEST_LETTERS = 5  # of a name that is cut short
 
 # Hue in degrees and saturation in percent, as in the HTML page.
 _HUES = {
@@ -85,7 +86,7 @@ def _box(node: Node, x: float, y: int, width: float, total: int) -> list[str]:
         f'fill="hsl({hue},{saturation}%,{lightness}%)"/>',
     ]
     letters = int((width - 6) / _LETTER)
-    if letters >= 3:
+    if letters >= min(len(name), _FEWEST_LETTERS):
         shown = name if len(name) <= letters else name[: letters - 2] + ".."
         lines.append(f'<text x="{x + 3:.2f}" y="{y + 12}">{escape(shown)}</text>')
     lines.append("</g>")
