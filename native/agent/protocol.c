@@ -155,10 +155,12 @@ static enum kvmgdb_agent_status on_ioctl(struct client *client, int vcpu,
 }
 
 static enum kvmgdb_agent_status on_regions(struct client *client,
+                                           bool with_descriptors,
                                            struct agent_error *error) {
   struct region_list list;
   enum kvmgdb_agent_status status =
-      memory_slots_find(&client->session, &list, error);
+      with_descriptors ? memory_slots_find(&client->session, &list, error)
+                       : memory_slots_list(&client->session, &list, error);
   if (status)
     return status;
   client->length = (size_t)list.count * sizeof(list.region[0]);
@@ -218,7 +220,7 @@ execute(struct client *client, const struct kvmgdb_agent_request *request,
   case KVMGDB_AGENT_STOP:
     return on_stop(client, request->vcpu, timeout, error);
   case KVMGDB_AGENT_REGIONS:
-    return on_regions(client, error);
+    return on_regions(client, !request->argument, error);
   case KVMGDB_AGENT_SAMPLE_STOP:
     sampler_stop(&client->session);
     return KVMGDB_AGENT_OK;

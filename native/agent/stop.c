@@ -212,19 +212,27 @@ static void undo_reentry(struct vcpu *vcpu) {
   vcpu->at_kvm_run = false;
 }
 
-static void on_signal(struct session *session, struct vcpu *vcpu, int signal) {
+/* A SIGSTOP from the perf event on debug exits: not the VMM's business. */
+static bool is_from_perf(const struct vcpu *vcpu) {
   siginfo_t info = {0};
-  if (signal == SIGSTOP && !tracee_signal_info(vcpu->tid, &info) &&
-      info.si_code == POLL_IN) {
-    /* From the perf event on debug exits; not the VMM's business. The exit
-     * may have been taken at an earlier stop already. */
-    struct user_regs_struct registers;
-    if (!vcpu->event && !tracee_get_registers(vcpu->tid, &registers) &&
-        is_debug_exit(session, vcpu, &registers)) {
-      hold_debug_exit(session, vcpu, &registers);
-      go_to_event_stop(vcpu);
-      return;
-    }
+  return !tracee_signal_info(vcpu->tid, &info) && info.si_code == POLL_IN;
+}
+
+/* At a SIGSTOP; true when it is about a debug exit, which is held back now. It
+ * may have been taken at an earlier stop already. */
+static bool hold_if_debug_exit(const struct session *session,
+                               struct vcpu *vcpu) {
+  struct user_regs_struct registers;
+  if (vcpu->event || !is_from_perf(vcpu) ||
+      tracee_get_registers(vcpu->tid, &registers) ||
+      !is_debug_exit(session, vcpu, &registers))
+    return false;
+  hold_debug_exit(session, vcpu, &registers);
+  return true;
+}
+
+static void on_signal(struct vcpu *vcpu, int signal) {
+  if (signal == SIGSTOP && is_from_perf(vcpu)) {
     signal = 0;
   } else {
     undo_reentry(vcpu);
@@ -321,7 +329,8 @@ static void on_event_stop(struct session *session, struct vcpu *vcpu) {
   }
 }
 
-static void vcpu_news(struct session *session, struct vcpu *vcpu, int status) {
+static void vcpu_news(struct session *session, struct vcpu *vcpu, int status,
+                      bool debug_exit) {
   struct tracee_stop stop = tracee_stop_of(status);
   vcpu->group_stop = stop.kind == TRACEE_GROUP_STOP;
   switch (stop.kind) {
@@ -330,7 +339,10 @@ static void vcpu_news(struct session *session, struct vcpu *vcpu, int status) {
     session->gone = true;
     break;
   case TRACEE_SIGNAL_STOP:
-    on_signal(session, vcpu, stop.signal);
+    if (debug_exit)
+      go_to_event_stop(vcpu);
+    else
+      on_signal(vcpu, stop.signal);
     break;
   case TRACEE_SYSCALL_STOP:
     on_syscall(session, vcpu);
@@ -348,15 +360,29 @@ static void vcpu_news(struct session *session, struct vcpu *vcpu, int status) {
   }
 }
 
+static struct vcpu *vcpu_of(struct session *session, pid_t tid) {
+  for (int i = 0; i < session->vcpu_count; i++)
+    if (session->vcpu[i].tid == tid && session->vcpu[i].seized)
+      return &session->vcpu[i];
+  return NULL;
+}
+
 void stop_take_news(struct session *session) {
-  int status;
+  bool sigstop;
   pid_t tid;
-  while ((tid = tracee_poll(&status))) {
+  while ((tid = tracee_peek(&sigstop))) {
+    struct vcpu *vcpu = vcpu_of(session, tid);
+    /* Whoever takes the news of a signal takes the signal: if we died then, the
+     * VMM would run on into the debug exit. So first the exit, then the news.
+     */
+    bool debug_exit = vcpu && sigstop && hold_if_debug_exit(session, vcpu);
+    int status;
+    if (!tracee_take(tid, &status))
+      continue;
     if (tid == session->guardian)
       session->guardian = 0;
-    for (int i = 0; i < session->vcpu_count; i++)
-      if (session->vcpu[i].tid == tid && session->vcpu[i].seized)
-        vcpu_news(session, &session->vcpu[i], status);
+    if (vcpu)
+      vcpu_news(session, vcpu, status, debug_exit);
   }
 }
 

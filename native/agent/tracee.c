@@ -56,9 +56,17 @@ struct tracee_stop tracee_stop_of(int status) {
   return stop;
 }
 
-pid_t tracee_poll(int *status) {
-  pid_t tid = waitpid(-1, status, WNOHANG | __WALL);
-  return tid > 0 ? tid : 0;
+pid_t tracee_peek(bool *sigstop) {
+  siginfo_t info = {0};
+  int options = WEXITED | WSTOPPED | WNOHANG | WNOWAIT | __WALL;
+  if (waitid(P_ALL, 0, &info, options))
+    return 0;
+  *sigstop = info.si_code == CLD_TRAPPED && info.si_status == SIGSTOP;
+  return info.si_pid;
+}
+
+bool tracee_take(pid_t tid, int *status) {
+  return waitpid(tid, status, WNOHANG | __WALL) == tid;
 }
 
 bool tracee_sleep(uint64_t deadline) {

@@ -30,8 +30,12 @@ int tracee_init(void);
 
 struct tracee_stop tracee_stop_of(int status);
 
-/* The next tracee or child with news: its id, or 0 when there is none. */
-pid_t tracee_poll(int *status);
+/* The next tracee or child with news: its id, or 0 when there is none. The news
+ * stay; `*sigstop`: it is about to get this signal. */
+pid_t tracee_peek(bool *sigstop);
+
+/* Takes the news of `tid`; false when there are none. */
+bool tracee_take(pid_t tid, int *status);
 
 /* Sleeps until there may be news or `deadline` (CLOCK_MONOTONIC, ns). False
  * when the deadline has passed. */

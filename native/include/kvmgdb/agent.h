@@ -69,7 +69,8 @@ enum kvmgdb_agent_command {
   KVMGDB_AGENT_INSERT = 6,
   KVMGDB_AGENT_REMOVE = 7,
   /* Reply: kvmgdb_agent_region, any number, and a descriptor for each one
-     whose `descriptor` is not negative, in order. */
+     whose `descriptor` is not negative, in order. argument 1: without
+     descriptors, to see whether anything has changed. */
   KVMGDB_AGENT_REGIONS = 8,
   /* Puts everything back, lets go of the VMM, and ends the agent. */
   KVMGDB_AGENT_DETACH = 9,
