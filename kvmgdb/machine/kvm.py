@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kvmgdb.errors import (
-    BreakpointError,
     HostError,
-    InvalidRangeError,
     KvmgdbError,
     MachineError,
-    MemoryFault,
     NoRamError,
     TargetGoneError,
     UnsupportedError,
@@ -27,33 +26,27 @@ from kvmgdb.machine import kvm_registers as layout
 from kvmgdb.machine.agent import Agent
 from kvmgdb.machine.interface import (
     Action,
-    BreakpointAbility,
-    BreakpointKind,
     Machine,
     MachineInfo,
     MonitorAbility,
     PowerAbility,
     RamRegion,
     ResetAbility,
-    StepAbility,
     StopEvent,
     StopReason,
     Vcpu,
 )
+from kvmgdb.machine.kvm_breakpoints import KvmBreakpoints, KvmStepping, SoftwareBreakpoints
 from kvmgdb.machine.kvm_sampling import KvmSampling
 from kvmgdb.machine.native import Memory, Paging
+from kvmgdb.machine.processes import vcpu_ids
 from kvmgdb.machine.registers import BASIC_GROUPS, BY_NAME, Group, RegisterFile
 
 _PE = 1  # CR0.PE: protected mode
 _MAX_READ = 64 << 20
+# How old what is known of the VMM's memory slots and vCPUs may be at a stop.
+_LOOK_SECONDS = 0.1
 
-# x86 has no watchpoint for reads alone; GDB then takes one for both.
-_KINDS = {
-    BreakpointKind.SOFTWARE: "SOFTWARE",
-    BreakpointKind.HARDWARE: "HARDWARE",
-    BreakpointKind.WRITE: "WRITE",
-    BreakpointKind.ACCESS: "ACCESS",
-}
 _REASONS = {
     "REASON_REQUEST": StopReason.REQUEST,
     "REASON_STEP": StopReason.STEP,
@@ -205,162 +198,6 @@ class KvmVcpu(Vcpu):
         return "halted" if state == agent.constant("VCPU_HALTED") else "running"
 
 
-class SoftwareBreakpoints:
-    """Bytes that we planted in guest memory, by guest-physical address; they
-    are invisible to whoever reads through us."""
-
-    def __init__(self, machine: KvmMachine) -> None:
-        self._machine = machine
-        self._planted: dict[int, tuple[int, int, int]] = {}  # gpa: (gva, hva, original)
-
-    @property
-    def planted(self) -> bool:
-        return bool(self._planted)
-
-    def insert(self, gva: int) -> None:
-        gpa = self._translate(gva)
-        hva = self._machine.hva_of(gpa)
-        original = self._machine.memory.read(gpa, 1)[0]
-        self._machine.agent.insert("SOFTWARE", gva, 1, gpa, hva)
-        self._planted[gpa] = (gva, hva, original)
-
-    def remove(self, gva: int) -> None:
-        for gpa, (where, hva, _) in self._planted.items():
-            if where == gva:
-                self._machine.agent.remove("SOFTWARE", gva, 1, gpa, hva)
-                del self._planted[gpa]
-                return
-        raise BreakpointError(f"there is no breakpoint at {gva:#x}")
-
-    def _translate(self, gva: int) -> int:
-        """A kernel address is mapped on every vCPU, another perhaps on one."""
-        failure: KvmgdbError = MemoryFault(gva)
-        for vcpu in self._machine.vcpus:
-            try:
-                return self._machine.translate(vcpu.index, gva).gpa
-            except (MemoryFault, NoRamError) as error:
-                failure = error
-        raise BreakpointError(f"cannot set a breakpoint at {gva:#x}: {failure}")
-
-    def mask(self, paging: Paging, gva: int, data: bytes) -> bytes:
-        """``data``, read at ``gva``, with the guest's own bytes put back."""
-        if not self._planted or not data:
-            return data
-        shown = bytearray(data)
-        for gpa, offset in self._within(paging, gva, len(data)):
-            shown[offset] = self._planted[gpa][2]
-        return bytes(shown)
-
-    def _within(self, paging: Paging, gva: int, length: int) -> Iterator[tuple[int, int]]:
-        """(GPA, offset from ``gva``) of what is planted in a range."""
-        memory = self._machine.memory
-        for extent in memory.extents(paging, gva, (gva + length) % (1 << 64)):
-            for gpa in self._planted:
-                if extent.gpa <= gpa < extent.gpa + extent.size:
-                    offset = extent.gva + (gpa - extent.gpa) - gva
-                    if 0 <= offset < length:
-                        yield gpa, offset
-
-    @contextlib.contextmanager
-    def lifted_around(self, paging: Paging, gva: int, length: int) -> Iterator[None]:
-        """Takes planted bytes out of a range while it is written."""
-        lifted = []
-        if self._planted:
-            lifted = [self._planted[gpa][0] for gpa, _ in self._within(paging, gva, length)]
-        for where in lifted:
-            self.remove(where)
-        try:
-            yield
-        finally:
-            for where in lifted:
-                self.insert(where)
-
-
-class KvmBreakpoints(BreakpointAbility):
-    def __init__(self, machine: KvmMachine) -> None:
-        self._machine = machine
-        self._inserted: set[tuple[BreakpointKind, int, int]] = set()
-
-    def supported(self) -> frozenset[BreakpointKind]:
-        return frozenset(_KINDS)
-
-    def insert(self, kind: BreakpointKind, address: int, length: int) -> None:
-        self._machine.require_stopped()
-        if kind is BreakpointKind.SOFTWARE:
-            self._machine.software.insert(address)
-        else:
-            watched = self._length(kind, address, length)
-            try:
-                self._machine.agent.insert(_KINDS[kind], address, watched)
-            except UnsupportedError:
-                error = self._unwatchable(kind)
-                # GDB says no more than that it was refused.
-                self._machine.note(f"{error}: {error.remedy}")
-                raise error from None
-            self._inserted.add((kind, address, length))
-
-    def remove(self, kind: BreakpointKind, address: int, length: int) -> None:
-        self._machine.require_stopped()
-        if kind is BreakpointKind.SOFTWARE:
-            self._machine.software.remove(address)
-        else:
-            self._machine.agent.remove(_KINDS[kind], address, self._length(kind, address, length))
-            self._inserted.discard((kind, address, length))
-
-    def watching(self, address: int) -> BreakpointKind:
-        """The kind of watchpoint that covers an address."""
-        for kind, start, length in self._inserted:
-            if kind.is_watchpoint and start <= address < start + length:
-                return kind
-        return BreakpointKind.WRITE
-
-    @staticmethod
-    def _unwatchable(kind: BreakpointKind) -> BreakpointError:
-        """A KVM that interprets guest code ignores data breakpoints: writes are
-        found by stepping, as long as perf events catch each step's exit."""
-        if kind is BreakpointKind.ACCESS:
-            return BreakpointError(
-                "this host's KVM interprets guest code and cannot watch for reads",
-                "watch for writes (`watch`), or break where the memory is read",
-            )
-        return BreakpointError(
-            "this host's KVM interprets guest code: to watch memory there kvmgdb needs perf events",
-            "run kvmgdb as root",
-        )
-
-    @staticmethod
-    def _length(kind: BreakpointKind, address: int, length: int) -> int:
-        """What the debug registers can watch (SDM volume 3, 18.2.4)."""
-        if not kind.is_watchpoint:
-            return 1
-        if length not in (1, 2, 4, 8) or address % length:
-            raise InvalidRangeError(
-                f"a watchpoint covers 1, 2, 4 or 8 aligned bytes, not {length} at {address:#x}"
-            )
-        return length
-
-
-class KvmStepping(StepAbility):
-    """Whether interrupts are held back while a vCPU steps."""
-
-    def __init__(self, block_irq: bool) -> None:
-        self._supported = self.ENABLE | (self.NO_IRQ if block_irq else 0)
-        self._flags = self._supported
-
-    @property
-    def action(self) -> str:
-        return "STEP_BLOCK_IRQ" if self._flags & self.NO_IRQ else "STEP"
-
-    def step_flags(self) -> int:
-        return self._flags
-
-    def supported_step_flags(self) -> int:
-        return self._supported
-
-    def set_step_flags(self, flags: int) -> None:
-        self._flags = flags
-
-
 class KvmMachine(Machine):
     """A VMM's virtual machine, held by the agent.
 
@@ -375,6 +212,8 @@ class KvmMachine(Machine):
         self._memory = Memory(agent.pid)
         self._regions: list[tuple[RamRegion, int]] = []
         self._regions_failed = False
+        self._looked = time.monotonic()
+        self._not_held: set[int] = set()
         self._running = True
         self._closed = False
         self._gone_reported = False
@@ -453,6 +292,47 @@ class KvmMachine(Machine):
             regions.append((region, found.hva))
         self._regions = regions
 
+    def _look_for_changes(self) -> str:
+        """VMMs plug memory and vCPUs in and out while their guest runs. To be called
+        when the machine stands, which lets KVM confirm where memory lies. Returns
+        what the user must know at once, or an empty string."""
+        self._read_regions_once()
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return ""
+        self._looked = time.monotonic()
+        self._look_at_regions()
+        return self._look_at_vcpus()
+
+    def _look_at_vcpus(self) -> str:
+        held = {int(self.agent.shared.vcpu[vcpu.index].id) for vcpu in self.vcpus}
+        added = vcpu_ids(self.agent.pid) - held - self._not_held
+        if not added:
+            return ""
+        self._not_held |= added
+        names = ", ".join(f"vCPU {number}" for number in sorted(added))
+        text = f"the VMM has added {names}, which runs on: attach again to hold it too"
+        self.note(text)
+        return text
+
+    def _look_at_regions(self) -> None:
+        if not self._regions:
+            return
+        try:
+            found = self.agent.regions(descriptors=False)
+            # In early boot nothing can be confirmed: that does not unsay what was.
+            known = any(region.name == "verified" for region, _ in self._regions)
+            if known and not any(region.verified for region in found):
+                return
+            now = {(new.gpa, new.size, new.read_only, new.hva) for new in found}
+            before = {(old.gpa, old.size, old.read_only, hva) for old, hva in self._regions}
+            if now != before:
+                self._read_regions()
+                self.note("the VMM has changed the guest's memory since kvmgdb attached")
+        except TargetGoneError:
+            pass  # poll() tells it
+        except KvmgdbError as error:
+            self.note(f"changes of the guest's memory cannot be seen: {error}")
+
     def hva_of(self, gpa: int) -> int:
         """Where guest-physical memory lies in the VMM. Raises NoRamError."""
         for region, hva in self._regions:
@@ -482,9 +362,7 @@ class KvmMachine(Machine):
         self.agent.stop()
         # One that stopped by itself at the same moment is what the user wants to see.
         event = self._take_stop() or StopEvent(StopReason.REQUEST, self._last_stop.vcpu)
-        self._note_stop(event)
-        self._read_regions_once()
-        return event
+        return self._note_stop(event)
 
     def _read_regions_once(self) -> None:
         """A stopped guest's page tables let KVM confirm where its RAM lies."""
@@ -496,11 +374,15 @@ class KvmMachine(Machine):
             self._regions_failed = True
             self.notes.append(f"guest memory cannot be reached: {error}")
 
-    def _note_stop(self, event: StopEvent) -> None:
+    def _note_stop(self, event: StopEvent) -> StopEvent:
         self._running = False
-        self._last_stop = event
         for vcpu in self.vcpus:
             vcpu.invalidate()
+        news = self._look_for_changes()
+        if news and not event.detail:
+            event = replace(event, detail=news)
+        self._last_stop = event
+        return event
 
     def request_stop(self) -> None:
         if self._running:
@@ -545,9 +427,7 @@ class KvmMachine(Machine):
         if not self._running:
             return None
         event = self._take_stop()
-        if event is not None:
-            self._note_stop(event)
-        return event
+        return None if event is None else self._note_stop(event)
 
     def _take_stop(self) -> StopEvent | None:
         """The stop that the machine made by itself since the last one, if any."""

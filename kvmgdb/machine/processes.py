@@ -101,6 +101,16 @@ def find_vm(name: str) -> VmProcess:
     return found[0]
 
 
+def vcpu_ids(pid: int) -> set[int]:
+    """The vCPUs that a process has, as it numbered them; none where this user may
+    not look or it is gone."""
+    try:
+        links = _descriptors(pid)
+    except OSError:
+        return set()
+    return {int(link.rpartition(":")[2]) for link in links if link.startswith(f"{_KVM_VCPU}:")}
+
+
 def _other_vmm(pid: int, links: list[str]) -> VmProcess | None:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")

@@ -19,7 +19,9 @@ from kvmgdb.machine.qmp import Qmp
 
 _BINARY = re.compile(r"qemu(-system-(x86_64|i386|amd64))?|qemu-kvm|kvm")
 _ACCEPTING = 0x10000  # __SO_ACCEPTCON in the Flags column of /proc/net/unix
+_UNIX_CONNECTED = "03"  # SS_CONNECTED in its St column
 _TCP_LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
+_TCP_ESTABLISHED = "01"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -163,9 +165,10 @@ def _size(text: str) -> int:
 # ---- sockets --------------------------------------------------------------
 
 
-def listening_sockets(pid: int) -> dict[str, SocketAddress]:
-    """Sockets on which a process listens, by inode. Paths are as seen from here.
-    Raises AccessDeniedError, or TargetGoneError when the process has exited."""
+def listening_sockets(pid: int, connected: bool = False) -> dict[str, SocketAddress]:
+    """Sockets on which a process listens, by inode; or, with ``connected``, those of
+    its connections, by the address on its side. Paths are as seen from here. Raises
+    AccessDeniedError, or TargetGoneError when the process has exited."""
     directory = f"/proc/{pid}/fd"
     inodes = set()
     try:
@@ -181,25 +184,27 @@ def listening_sockets(pid: int) -> dict[str, SocketAddress]:
     except FileNotFoundError:
         raise TargetGoneError(f"process {pid} has exited") from None
     found = {}
-    for inode, address in [*_unix_listeners(pid), *_tcp_listeners(pid)]:
+    for inode, address in [*_unix_sockets(pid, connected), *_tcp_sockets(pid, connected)]:
         if inode in inodes:
             found[inode] = address
     return found
 
 
-def _unix_listeners(pid: int) -> Iterator[tuple[str, SocketAddress]]:
+def _unix_sockets(pid: int, connected: bool) -> Iterator[tuple[str, SocketAddress]]:
     for line in _read_lines(f"/proc/{pid}/net/unix"):
         # Num RefCount Protocol Flags Type St Inode Path
         fields = line.split(maxsplit=7)
-        if len(fields) == 8 and fields[3].isalnum() and int(fields[3], 16) & _ACCEPTING:
+        if len(fields) != 8 or not fields[3].isalnum():
+            continue
+        if fields[5] == _UNIX_CONNECTED if connected else int(fields[3], 16) & _ACCEPTING:
             yield fields[6], SocketAddress(path=_from_here(pid, fields[7]))
 
 
-def _tcp_listeners(pid: int) -> Iterator[tuple[str, SocketAddress]]:
+def _tcp_sockets(pid: int, connected: bool) -> Iterator[tuple[str, SocketAddress]]:
     for table in ("tcp", "tcp6"):
         for line in _read_lines(f"/proc/{pid}/net/{table}"):
             fields = line.split()
-            if len(fields) > 9 and fields[3] == _TCP_LISTEN:
+            if len(fields) > 9 and fields[3] == (_TCP_ESTABLISHED if connected else _TCP_LISTEN):
                 port = int(fields[1].rpartition(":")[2], 16)
                 host = "127.0.0.1" if table == "tcp" else "::1"
                 yield fields[9], SocketAddress(host=host, port=port)
@@ -324,6 +329,18 @@ def gdb_stub_address(process: QemuProcess) -> SocketAddress | None:
     for value in reversed(process.options.get("gdb", [])):
         return parse_chardev_address(value, process.pid)
     return None
+
+
+def has_debugger(process: QemuProcess) -> bool:
+    """Whether somebody is connected to the GDB stub that the command line opens."""
+    address = gdb_stub_address(process)
+    if address is None:
+        return False
+    connections = listening_sockets(process.pid, connected=True).values()
+    return any(
+        own.path == address.path if address.path else not own.path and own.port == address.port
+        for own in connections
+    )
 
 
 def parse_chardev_address(text: str, pid: int | None = None) -> SocketAddress | None:

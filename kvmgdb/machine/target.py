@@ -6,13 +6,18 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvmgdb.errors import AccessDeniedError, TargetNotFoundError, UsageError
+from kvmgdb.errors import (
+    AccessDeniedError,
+    TargetBusyError,
+    TargetNotFoundError,
+    UsageError,
+)
 from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.processes import VmProcess, find_vm, read_vm_process, vm_processes
 from kvmgdb.machine.qemu import QemuMachine, QemuMonitorOnDemand
-from kvmgdb.machine.qemu_process import QemuProcess, gdb_stub_address
+from kvmgdb.machine.qemu_process import QemuProcess, gdb_stub_address, has_debugger
 from kvmgdb.machine.stub import StubMachine
 
 
@@ -80,6 +85,12 @@ def _process_target(found: VmProcess, find: Callable[[], VmProcess]) -> Target:
 
 def _open_process(process: VmProcess) -> Machine:
     if process.uses_kvm:
+        if process.qemu is not None and has_debugger(process.qemu):
+            # Both would set what KVM stops the vCPUs for, and undo each other's.
+            raise TargetBusyError(
+                f"a debugger is connected to the GDB stub of QEMU with PID {process.pid}",
+                "let it detach first",
+            )
         monitor = None if process.qemu is None else QemuMonitorOnDemand(process.qemu)
         return KvmMachine.open(process.pid, process.name, monitor=monitor)
     assert process.qemu is not None
