@@ -365,6 +365,7 @@ void session_recover(struct session *session) {
     vcpu->seized = false;
     vcpu->event = false;
     vcpu->sampled = false;
+    vcpu->mark_covers = 0; /* as it was when we were forked */
     if (!seize_when_free(vcpu))
       vcpu->phase = PHASE_GONE;
   }

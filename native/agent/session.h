@@ -94,6 +94,7 @@ struct vcpu {
   struct user_regs_struct parked; /* registers to run on with */
   bool at_kvm_run;                /* `parked` enters KVM_RUN again */
   bool sync_fresh;        /* kvm_run->s is of the last time KVM ran this vCPU */
+  uint64_t mark_covers;   /* RFLAGS in kvm_run->s under our mark, 0: no mark */
   uint64_t known_syscall; /* a `syscall` instruction was seen there */
 
   int perf_fd;               /* stops the thread at debug exits, -1 */

@@ -106,6 +106,27 @@ void stop_restore_immediate_exit(struct session *session, struct vcpu *vcpu) {
   __atomic_store_n(&journal->immediate_exit_forced, 0, __ATOMIC_RELEASE);
 }
 
+/*
+ * Whether KVM has run a vCPU since it was let go: the RFLAGS that it leaves in
+ * kvm_run->s are never 0. One that it has not run stands where it was parked,
+ * and needs no KVM_RUN to be brought there.
+ */
+static void mark(struct vcpu *vcpu) {
+  if (!vcpu->at_kvm_run || !vcpu->sync_fresh)
+    return;
+  vcpu->mark_covers = vcpu->run->s.regs.regs.rflags;
+  vcpu->run->s.regs.regs.rflags = 0;
+}
+
+/* True when the mark was still there. */
+static bool unmark(struct vcpu *vcpu) {
+  bool there = vcpu->mark_covers && !vcpu->run->s.regs.regs.rflags;
+  if (there)
+    vcpu->run->s.regs.regs.rflags = vcpu->mark_covers;
+  vcpu->mark_covers = 0;
+  return there;
+}
+
 /* From here on `registers` is what the thread runs on with. */
 static void set_parked(const struct session *session, struct vcpu *vcpu,
                        struct user_regs_struct registers, bool at_kvm_run) {
@@ -171,12 +192,17 @@ static void park_or_walk(struct session *session, struct vcpu *vcpu,
                          bool anywhere) {
   struct user_regs_struct registers;
   if (vcpu->unmoved) {
+    unmark(vcpu);
     vcpu->phase = PHASE_PARKED;
     return;
   }
   if (tracee_get_registers(vcpu->tid, &registers))
     return;
-  if (is_debug_exit(session, vcpu, &registers)) {
+  if (unmark(vcpu) && registers.rip == vcpu->parked.rip &&
+      registers.rax == vcpu->parked.rax &&
+      registers.orig_rax == vcpu->parked.orig_rax) {
+    vcpu->phase = PHASE_PARKED;
+  } else if (is_debug_exit(session, vcpu, &registers)) {
     hold_debug_exit(session, vcpu, &registers);
     vcpu->phase = PHASE_PARKED;
   } else if ((int64_t)registers.rax == -EINTR &&
@@ -206,6 +232,7 @@ static void undo_reentry(struct vcpu *vcpu) {
       registers.rip != vcpu->parked.rip || registers.rax != SYS_ioctl ||
       registers.orig_rax != (uint64_t)-1)
     return;
+  unmark(vcpu);
   registers.rip += SYSCALL_INSTRUCTION_SIZE;
   registers.rax = (uint64_t)-EINTR;
   tracee_set_registers(vcpu->tid, &registers);
@@ -391,6 +418,7 @@ void stop_release(struct vcpu *vcpu) {
     return;
   vcpu->phase = PHASE_RUNNING;
   vcpu->unmoved = true;
+  mark(vcpu);
   run_on(vcpu, 0);
 }
 

@@ -44,7 +44,7 @@ def run(command: Sequence[str]) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 40.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -141,7 +141,7 @@ class Vm:
     def set_mode(self, mode: int) -> None:
         os.pwrite(self._memory, struct.pack("<I", mode), self.hva + self.symbols["mode"])
 
-    def assert_progress(self, seconds: float = 10.0) -> None:
+    def assert_progress(self, seconds: float = 40.0) -> None:
         """Every vCPU goes on counting, and the VMM lives."""
         before = self.counters()
         wait_until(
