@@ -221,7 +221,7 @@ def _writer(gdb: GdbSession, gva: int) -> bool:
     pc = gdb.integer("$pc")
     for length in range(2, 16):
         first, second = gdb.cli(f"x/2i {pc - length:#x}").splitlines()[:2]
-        if f"{gva:#x}" in first and f"{pc:#x}:" in second:
+        if f"{gva:#x}" in first and re.search(rf"{pc:#x}( <.*>)?:", second):
             return True
     return False
 
