@@ -77,13 +77,14 @@ NEEDS: dict[str, Callable[[], str]] = {
     "gdb": lambda: _gdb(SYSTEM_GDB, ""),
     "gdb18": lambda: _gdb(PYPI_GDB, "18."),
     "cc": lambda: _program("gcc"),
+    "elflint": lambda: _program("eu-elflint"),
+    "pahole": lambda: _program("pahole"),
     "apt": lambda: _program("apt-get", "apt-cache", "dpkg-deb"),
     "kvm": _kvm,
     "chromium": _chromium,
     "speedscope": _speedscope,
     "tmux": lambda: _program("tmux"),
     "lz4": lambda: _program("lz4"),
-    "pahole": lambda: _program("pahole"),
 }
 
 
