@@ -68,6 +68,9 @@ def in_gdb(gdb: str, port: int, guest: PausedGuest) -> Results:
     """What in_gdb.py measures."""
     output = gdb_batch(
         gdb,
+        # Without the symbols that our server has and the stub has not: what GDB
+        # does with them is no matter of the protocol.
+        f"set sysroot {guest.path}/nothing",
         f"target remote 127.0.0.1:{port}",
         f"set $bench_address = {guest.address}",
         f"set $bench_length = {LENGTH}",
