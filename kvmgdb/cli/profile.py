@@ -18,7 +18,6 @@ from kvmgdb.cli.selection import by_option, roots_of
 from kvmgdb.errors import KvmgdbError, TargetNotFoundError, UsageError
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.processes import vm_processes
-from kvmgdb.machine.sampling import SamplingCounters
 from kvmgdb.machine.target import parse_target
 from kvmgdb.profiler import formats
 from kvmgdb.profiler.off_cpu import record_sleeping
@@ -26,9 +25,12 @@ from kvmgdb.profiler.output import check_writable
 from kvmgdb.profiler.recorder import NoSamplesError, Recorder, check_samples
 from kvmgdb.profiler.recording import Recording
 from kvmgdb.profiler.session import MAX_RATE, Session, Wanted
+from kvmgdb.profiler.summary import Summary
 from kvmgdb.profiler.view import Root, View
 
 _MIN_RATE = 0.01
+# Of the rate that was asked for: below that, it is said what was reached.
+_ENOUGH = 0.9
 _DEFAULT_OUTPUT = "profile.kvmprof"
 
 
@@ -150,7 +152,6 @@ def _sample(
             raise UsageError(f"there is no vCPU {wanted.vcpu}: there are {most}, from 0")
     sessions: list[Session] = []
     recorder = Recorder(recording, sessions)
-    counters = SamplingCounters()
     try:
         for machine in machines:
             begin_ns = sessions[0].begin_ns if sessions else None
@@ -161,12 +162,21 @@ def _sample(
             recorder.run(duration, look)
     finally:
         counters = recorder.close()
+    reached = counters.rounds / len(sessions) / recorder.seconds
+    if reached < _ENOUGH * recording.rate:
+        recording.remark(f"{reached:.1f} Hz were reached, of {recording.rate:g} asked for")
+    for session in sessions:
+        for program in session.incomplete_programs:
+            recording.remark(f"the symbols of {program} are not all in the guest's memory")
+        if session.skipped:
+            recording.remark(
+                f"{session.skipped} samples of other tasks and vCPUs were left out, and are "
+                "in none of these figures"
+            )
     for session, error in recorder.ended.items():
-        text = f"the recording of {_name(session.machine)} ended early: {error}"
-        recording.remark(text)
-        note(text)
+        recording.remark(f"the recording of {_name(session.machine)} ended early: {error}")
     check_samples(recorder, idle)
-    _summarise(recorder, counters)
+    _summarise(recorder)
 
 
 @contextmanager
@@ -222,31 +232,6 @@ def _progress(recorder: Recorder, duration: float | None) -> Iterator[_Look]:
         yield _Look(recorder, progress, duration)
 
 
-def _summarise(recorder: Recorder, counters: SamplingCounters) -> None:
-    recording = recorder.recording
-    made = len(recording)
-    seconds = max(recorder.seconds, 1e-9)
-    broken = recording.counters.broken
-    share = 100 * broken / made if made else 0.0
-    rate = counters.rounds / len(recorder.sessions) / seconds
-    note(f"{made} samples in {seconds:.1f} s, {rate:.1f} rounds a second")
-    note(
-        f"{recording.counters.errors} errors, {broken} broken stacks ({share:.2f} %), "
-        f"{counters.missed} missed deadlines, {counters.dropped} dropped"
-    )
-    total, vcpus = 0, 0
-    for session in recorder.sessions:
-        label = f"{_name(session.machine)}: " if len(recorder.sessions) > 1 else ""
-        for index, held in enumerate(session.held):
-            vcpus += 1
-            if not len(held):
-                continue
-            total += held.total
-            p50, p99, most = (time_ns / 1000 for time_ns in held.percentiles())
-            note(
-                f"{label}vCPU {index} was held {len(held)} times: "
-                f"p50 {p50:.0f} us, p99 {p99:.0f} us, at most {most:.0f} us"
-            )
-        for program in session.incomplete_programs:
-            note(f"{label}the symbols of {program} are not all in the guest's memory")
-    note(f"the guest lost {100 * total / 1e9 / seconds / max(vcpus, 1):.2f} % of its time")
+def _summarise(recorder: Recorder) -> None:
+    for line in Summary.of(recorder.recording).lines():
+        note(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,30 +56,6 @@ class Wanted:
     symbols: Path | None = None
 
 
-class HeldTimes:
-    """How long vCPUs stood still for their samples, in ns."""
-
-    def __init__(self) -> None:
-        self._times = array("Q")
-
-    def add(self, held_ns: int) -> None:
-        self._times.append(held_ns)
-
-    def __len__(self) -> int:
-        return len(self._times)
-
-    @property
-    def total(self) -> int:
-        return sum(self._times)
-
-    def percentiles(self) -> tuple[int, int, int]:
-        """p50, p99 and the maximum; zeros where nobody was held."""
-        if not self._times:
-            return 0, 0, 0
-        ordered = sorted(self._times)
-        return ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100], ordered[-1]
-
-
 class Session:
     """Samples ``machine`` into ``recording`` from construction until :meth:`close`.
 
@@ -103,7 +78,6 @@ class Session:
     ) -> None:
         self.machine = machine
         self.recording = recording
-        self.held = [HeldTimes() for _ in machine.vcpus]
         self.states: Counter[int] = Counter()
         self.broken: Counter[str] = Counter()
         self.skipped = 0
@@ -183,8 +157,6 @@ class Session:
 
     def _add(self, row: Row) -> None:
         self.states[row.state] += 1
-        if row.held_ns:
-            self.held[row.vcpu].add(row.held_ns)
         task, wanted = self._task(row.task)
         if not wanted or (self._wanted.vcpu is not None and row.vcpu != self._wanted.vcpu):
             self.skipped += 1

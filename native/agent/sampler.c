@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <kvmgdb/profile.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -137,6 +138,19 @@ static enum kvmgdb_agent_status find_memory(struct session *session,
   return status;
 }
 
+/*
+ * Where we may: a vCPU that stands must not wait until it is our turn on the
+ * host. Between two rounds there is always a pause: see sampler_run().
+ */
+static void be_prompt(bool prompt) {
+  struct sched_param parameters = {.sched_priority = prompt ? 1 : 0};
+  int policy = (prompt ? SCHED_RR : SCHED_OTHER) | SCHED_RESET_ON_FORK;
+  if (sched_setscheduler(0, policy, &parameters) && prompt)
+    setpriority(PRIO_PROCESS, 0, -19);
+  if (!prompt)
+    setpriority(PRIO_PROCESS, 0, 0);
+}
+
 enum kvmgdb_agent_status sampler_start(struct session *session,
                                        const void *payload, size_t length,
                                        int *ring_fd,
@@ -167,8 +181,7 @@ enum kvmgdb_agent_status sampler_start(struct session *session,
     sampler->random = now_ns();
   sampler->random |= 1; /* zero would stay zero */
   prctl(PR_SET_TIMERSLACK, 1);
-  /* Where we may: a vCPU that stands must not wait for its turn on the host. */
-  setpriority(PRIO_PROCESS, 0, -19);
+  be_prompt(true);
   sampler->due_ns = now_ns() + next_interval(sampler);
   session->sampler = sampler;
   *ring_fd = sampler->ring_fd;
@@ -206,7 +219,7 @@ void sampler_stop(struct session *session) {
     return;
   sampler_settle(session);
   prctl(PR_SET_TIMERSLACK, 0); /* the default again */
-  setpriority(PRIO_PROCESS, 0, 0);
+  be_prompt(false);
   destroy(session, session->sampler);
   session->sampler = NULL;
 }
@@ -475,9 +488,9 @@ void sampler_run(struct session *session) {
     take_round(session);
   now = now_ns();
   sampler->due_ns += next_interval(sampler);
-  if (now > sampler->due_ns) {
-    uint64_t missed = (now - sampler->due_ns) / sampler->period_ns;
+  if (now >= sampler->due_ns) {
+    uint64_t missed = 1 + (now - sampler->due_ns) / sampler->period_ns;
     sampler->ring->missed += missed * (uint64_t)session->vcpu_count;
-    sampler->due_ns += missed * sampler->period_ns;
+    sampler->due_ns = now + next_interval(sampler);
   }
 }

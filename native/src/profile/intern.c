@@ -62,13 +62,14 @@ static bool reserve_words(struct intern *intern, size_t count) {
   size_t needed = intern->pool_length + count;
   if (needed > intern->limit)
     return false;
-  if (needed <= intern->pool_capacity)
+  if (intern->pool && needed <= intern->pool_capacity)
     return true;
-  uint32_t *pool = realloc(intern->pool, 2 * needed * sizeof(*pool));
+  size_t capacity = 2 * needed + 256;
+  uint32_t *pool = realloc(intern->pool, capacity * sizeof(*pool));
   if (!pool)
     return false;
   intern->pool = pool;
-  intern->pool_capacity = 2 * needed;
+  intern->pool_capacity = capacity;
   return true;
 }
 

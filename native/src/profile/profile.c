@@ -146,7 +146,7 @@ static enum kvmgdb_status unwind(struct kvmgdb_profile *profile,
                                                     .di = sample->di,
                                                     .r10 = sample->r10,
                                                     .r13 = sample->r13,
-      .cx = sample->cx,
+                                                    .cx = sample->cx,
                                                     .known = KNOWN_REGISTERS};
   struct kvmgdb_stack stacks[KVMGDB_SAMPLE_COPIES];
   for (int i = 0; i < sample->copy_count; i++)

@@ -1,0 +1,200 @@
+/* From records to stacks: frame pointers in user mode, names, and nonsense. */
+#include <stdlib.h>
+#include <string.h>
+
+#include <kvmgdb/profile.h>
+
+#include "../guest.h"
+#include "../harness.h"
+
+#define PLACES 1024
+#define EXITED 99
+#define STACK UINT64_C(0x7ff000)
+
+static void destroy(struct kvmgdb_profile **profile) {
+  kvmgdb_profile_destroy(*profile);
+}
+#define PROFILE __attribute__((cleanup(destroy))) struct kvmgdb_profile
+
+static struct kvmgdb_profile *create(int flags) {
+  struct kvmgdb_profile *profile;
+  CHECK_EQUAL(kvmgdb_profile_create(NULL, flags, EXITED, &profile, NULL),
+              KVMGDB_OK);
+  return profile;
+}
+
+struct record {
+  struct kvmgdb_sample sample;
+  uint64_t stack[4];
+};
+
+/* main calls outer calls inner, in `task`. */
+static struct record record(uint64_t task, int state) {
+  return (struct record){
+      .sample = {.size = sizeof(struct record),
+                 .state = (uint8_t)state,
+                 .copy_count = 1,
+                 .ip = 0x3010,
+                 .sp = STACK,
+                 .bp = STACK,
+                 .task = task,
+                 .copy = {{STACK, 32, offsetof(struct record, stack)}}},
+      .stack = {STACK + 16, 0x2010, 0, 0x1010}};
+}
+
+struct result {
+  struct kvmgdb_profiled rows[16];
+  struct kvmgdb_profile_place places[PLACES];
+  size_t count, consumed, place_count;
+};
+
+static enum kvmgdb_status take(struct kvmgdb_profile *profile, const void *data,
+                               size_t length, struct result *result) {
+  return kvmgdb_profile_take(profile, data, length, result->rows, 16,
+                             &result->count, &result->consumed, result->places,
+                             PLACES, &result->place_count, NULL);
+}
+
+static void name(struct kvmgdb_profile *profile, uint32_t space) {
+  for (uint32_t i = 1; i <= 3; i++)
+    CHECK_EQUAL(kvmgdb_profile_name(profile, space, 0x1000 * i,
+                                    0x1000 * (i + 1), i, NULL),
+                KVMGDB_OK);
+}
+
+TEST(profile, names_are_asked_for_once_and_stacks_are_numbered) {
+  PROFILE *profile = create(KVMGDB_PROFILE_KERNEL | KVMGDB_PROFILE_USER);
+  struct record records[] = {
+      record(5, KVMGDB_SAMPLE_RUNNING), record(5, KVMGDB_SAMPLE_EXITED),
+      record(5, KVMGDB_SAMPLE_RUNNING), record(5, KVMGDB_SAMPLE_HALTED)};
+  static struct result result;
+  CHECK_EQUAL(take(profile, records, sizeof(records), &result), KVMGDB_OK);
+  CHECK_EQUAL(result.count, 0);
+  CHECK_EQUAL(result.consumed, 0);
+  CHECK_EQUAL(result.place_count, 3);
+  CHECK_EQUAL(result.places[0].space, 1);
+  CHECK_EQUAL(result.places[0].address, 0x100f); /* before the return address */
+  CHECK_EQUAL(result.places[2].address, 0x3010); /* where it was interrupted */
+  name(profile, 1);
+  CHECK_EQUAL(take(profile, records, sizeof(records), &result), KVMGDB_OK);
+  CHECK_EQUAL(result.count, 4);
+  CHECK_EQUAL(result.consumed, sizeof(records));
+  CHECK_EQUAL(result.place_count, 0);
+  CHECK_EQUAL(result.rows[0].stack, result.rows[2].stack);
+  const uint32_t *frames;
+  size_t count;
+  CHECK_EQUAL(kvmgdb_profile_stack(profile, result.rows[0].stack, &frames,
+                                   &count, NULL),
+              KVMGDB_OK);
+  CHECK_EQUAL(count, 3);
+  CHECK(frames[0] == 1 && frames[1] == 2 && frames[2] == 3);
+  CHECK_EQUAL(kvmgdb_profile_stack(profile, result.rows[1].stack, &frames,
+                                   &count, NULL),
+              KVMGDB_OK);
+  CHECK_EQUAL(count, 4);
+  CHECK_EQUAL(frames[3], EXITED);
+  CHECK_EQUAL(kvmgdb_profile_stack(profile, result.rows[3].stack, &frames,
+                                   &count, NULL),
+              KVMGDB_OK);
+  CHECK_EQUAL(count, 0);
+  CHECK_EQUAL(kvmgdb_profile_stack(profile, 1000, &frames, &count, NULL),
+              KVMGDB_ERR_NOT_FOUND);
+}
+
+TEST(profile, another_task_has_names_of_its_own) {
+  PROFILE *profile = create(KVMGDB_PROFILE_USER);
+  struct record records[] = {record(5, KVMGDB_SAMPLE_RUNNING),
+                             record(6, KVMGDB_SAMPLE_RUNNING)};
+  static struct result result;
+  CHECK_EQUAL(take(profile, records, sizeof(records), &result), KVMGDB_OK);
+  name(profile, 1);
+  CHECK_EQUAL(take(profile, records, sizeof(records), &result), KVMGDB_OK);
+  CHECK_EQUAL(result.count, 1);
+  CHECK_EQUAL(result.consumed, sizeof(records[0]));
+  CHECK_EQUAL(result.places[0].space, 2);
+  uint64_t address, words[KVMGDB_SAMPLE_WORDS], cr3;
+  CHECK_EQUAL(kvmgdb_profile_task(profile, 1, &address, words, &cr3, NULL),
+              KVMGDB_OK);
+  CHECK_EQUAL(address, 6);
+  CHECK_EQUAL(kvmgdb_profile_task(profile, 2, &address, words, &cr3, NULL),
+              KVMGDB_ERR_NOT_FOUND);
+}
+
+TEST(profile, a_name_does_not_take_what_has_one) {
+  PROFILE *profile = create(KVMGDB_PROFILE_USER);
+  struct record one = record(5, KVMGDB_SAMPLE_RUNNING);
+  static struct result result;
+  CHECK_EQUAL(kvmgdb_profile_name(profile, 1, 0x2000, 0x3000, 20, NULL),
+              KVMGDB_OK);
+  CHECK_EQUAL(kvmgdb_profile_name(profile, 1, 0x1000, 0x2800, 10, NULL),
+              KVMGDB_OK);
+  CHECK_EQUAL(kvmgdb_profile_name(profile, 1, 0x2900, 0x4000, 30, NULL),
+              KVMGDB_OK);
+  CHECK_EQUAL(take(profile, &one, sizeof(one), &result), KVMGDB_OK);
+  CHECK_EQUAL(result.count, 1);
+  const uint32_t *frames;
+  size_t count;
+  CHECK_EQUAL(kvmgdb_profile_stack(profile, result.rows[0].stack, &frames,
+                                   &count, NULL),
+              KVMGDB_OK);
+  CHECK(frames[0] == 10 && frames[1] == 20 && frames[2] == 30);
+  CHECK_EQUAL(kvmgdb_profile_name(profile, 1, 5, 5, 1, NULL),
+              KVMGDB_ERR_INVALID);
+  CHECK_EQUAL(kvmgdb_profile_name(profile, UINT32_MAX, 5, 6, 1, NULL),
+              KVMGDB_ERR_INVALID);
+}
+
+TEST(profile, padding_is_passed_over) {
+  PROFILE *profile = create(KVMGDB_PROFILE_USER);
+  struct {
+    uint64_t padding[2];
+    struct record record;
+  } data = {{16, 0}, record(5, KVMGDB_SAMPLE_HALTED)};
+  static struct result result;
+  CHECK_EQUAL(take(profile, &data, sizeof(data), &result), KVMGDB_OK);
+  CHECK_EQUAL(result.count, 1);
+  CHECK_EQUAL(result.consumed, sizeof(data));
+}
+
+TEST(profile, records_that_are_none) {
+  PROFILE *profile = create(KVMGDB_PROFILE_USER);
+  static struct result result;
+  struct record good = record(5, KVMGDB_SAMPLE_RUNNING), bad[6];
+  for (int i = 0; i < 6; i++)
+    bad[i] = good;
+  bad[0].sample.size = 0;
+  bad[1].sample.size += 1;
+  bad[2].sample.size += 8; /* longer than what there is */
+  bad[3].sample.copy_count = KVMGDB_SAMPLE_COPIES + 1;
+  bad[4].sample.copy[0].length = 40;
+  bad[5].sample.state = 77;
+  for (int i = 0; i < 6; i++)
+    CHECK_EQUAL(take(profile, &bad[i], sizeof(bad[i]), &result),
+                KVMGDB_ERR_MALFORMED);
+  for (size_t length = 1; length < sizeof(good); length++)
+    CHECK_EQUAL(take(profile, &good, length, &result), KVMGDB_ERR_MALFORMED);
+}
+
+/* Whatever is in them: no access outside, and always an end. */
+TEST(profile, records_without_any_sense) {
+  PROFILE *profile = create(KVMGDB_PROFILE_KERNEL | KVMGDB_PROFILE_USER);
+  static struct result result;
+  uint64_t state = 3;
+  for (int i = 0; i < 20000; i++) {
+    struct record damaged = record(random_next(&state) % 4, 1 + i % 2);
+    for (int change = 0; change < 3; change++) {
+      size_t at = random_next(&state) % sizeof(damaged);
+      ((uint8_t *)&damaged)[at] = (uint8_t)random_next(&state);
+    }
+    for (int round = 0; round < 2; round++) {
+      if (take(profile, &damaged, sizeof(damaged), &result))
+        break;
+      for (size_t place = 0; place < result.place_count; place++)
+        CHECK_EQUAL(kvmgdb_profile_name(profile, result.places[place].space,
+                                        result.places[place].address,
+                                        result.places[place].address + 1, 7,
+                                        NULL),
+                    KVMGDB_OK);
+    }
+  }
+}
