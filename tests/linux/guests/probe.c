@@ -1,13 +1,15 @@
 // Runs before the guest's init: says through QEMU's debug console what this
 // kernel says of itself, loads the modules that it finds in /modules, leaves a
 // few processes asleep in known places, and then becomes /init. With
-// KVMGDB_GENERATE=1 the kernel has to generate code before that.
+// KVMGDB_GENERATE=1 the kernel has to generate code before that, and with
+// KVMGDB_STACKS=1 it prints the stacks of all CPUs from then on.
 //
 // Each file goes out as "file NAME SIZE\n" and its bytes; "end\n" is the last.
 
 #include <asm/unistd.h>
 #include <linux/fcntl.h>
 #include <linux/prctl.h>
+#include <linux/sched.h>
 #include <linux/time_types.h>
 
 #define DEBUG_CONSOLE 0xe9
@@ -133,6 +135,18 @@ static void start_sleepers(void) {
     }
 }
 
+// Has all CPUs print their stacks, again and again.
+static void start_stack_dumps(void) {
+  struct __kernel_timespec time = {.tv_sec = 5};
+  if (call(__NR_fork, 0, 0, 0, 0) != 0)
+    return;
+  call(__NR_unshare, CLONE_NEWNS, 0, 0, 0);
+  for (;; time.tv_sec = 2) {
+    call(__NR_nanosleep, (long)&time, 0, 0, 0);
+    write_file("/proc/sysrq-trigger", "l");
+  }
+}
+
 static void put_process_file(long pid, const char *file) {
   char path[64] = "/proc/";
   char digits[20];
@@ -160,6 +174,8 @@ __attribute__((noreturn, used)) static void probe(long *stack) {
   for (char **word = environment; *word; word++)
     if (same(*word, "KVMGDB_GENERATE=1"))
       generate_code();
+    else if (same(*word, "KVMGDB_STACKS=1"))
+      start_stack_dumps();
   start_sleepers();
   struct __kernel_timespec settle = {.tv_nsec = 300000000};
   call(__NR_nanosleep, (long)&settle, 0, 0, 0);

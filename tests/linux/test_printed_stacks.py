@@ -1,0 +1,134 @@
+"""Backtraces of CPUs, compared with those that the guest's kernel prints at the very
+same moment: sysrq-l, by an NMI on all CPUs but the one that asks."""
+
+from __future__ import annotations
+
+import re
+import select
+import time
+from collections.abc import Callable
+
+import pytest
+
+from kvmgdb.demo.guest import GuestOptions
+from kvmgdb.demo.kernel import Kernel as KernelFiles
+from kvmgdb.linux.attach import find_kernel
+from kvmgdb.linux.kernel import Kernel
+from kvmgdb.linux.log import read_log
+from kvmgdb.linux.native import FrameSource
+from kvmgdb.linux.stacks import NamedFrame, Unwinder
+from kvmgdb.linux.tasks import cpu_of_vcpu
+from kvmgdb.machine.interface import (
+    Action,
+    BreakpointKind,
+    Machine,
+    StopReason,
+)
+from kvmgdb.machine.registers import Group
+from kvmgdb.machine.target import parse_target
+from tests.linux.fixtures import StartProbed
+from tests.support.polling import wait_for
+
+STOP_SECONDS = 90.0
+LOG_SECONDS = 90.0
+_GROUPS = frozenset({Group.GENERAL, Group.SEGMENT})
+_FRAME = re.compile(r"^ (\S+\+0x[0-9a-f]+/0x[0-9a-f]+)(?: \[\w+\])?$")
+_RIP = re.compile(r"^RIP: 0010:(\S+)$")
+
+
+def run_to(machine: Machine, address: int) -> int:
+    """Lets the guest run until one of its vCPUs comes to an instruction: which."""
+    breakpoints = machine.breakpoints
+    assert breakpoints is not None
+    breakpoints.insert(BreakpointKind.HARDWARE, address, 1)
+    machine.resume({vcpu.index: Action.CONTINUE for vcpu in machine.vcpus})
+    deadline = time.monotonic() + STOP_SECONDS
+    while (event := machine.poll()) is None:
+        left = deadline - time.monotonic()
+        assert left > 0, f"no vCPU came to {address:#x}"
+        select.select(machine.event_fds, [], [], left)
+    assert event.reason in (StopReason.BREAKPOINT, StopReason.HARDWARE_BREAKPOINT)
+    breakpoints.remove(BreakpointKind.HARDWARE, address, 1)
+    return event.vcpu
+
+
+def stack_of(kernel: Kernel, machine: Machine, vcpu: int) -> tuple[int, list[NamedFrame]]:
+    """The kernel's number of a CPU, and the kernel's part of its stack."""
+    registers = machine.vcpus[vcpu].read_registers(_GROUPS)
+    trace = Unwinder(kernel).of_vcpu(registers, machine.vcpus[vcpu].paging())
+    assert trace.broken is None, trace
+    cpu = cpu_of_vcpu(kernel, registers.get("gs_base"), registers.get("k_gs_base"))
+    assert cpu is not None
+    return cpu, [frame for frame in trace.frames if frame.symbol is not None]
+
+
+def printed_stack(kernel: Kernel, machine: Machine, cpu: int, since: int) -> list[str]:
+    """What the kernel prints of a CPU after a record of its log: where it was
+    interrupted, and each frame that it is sure of."""
+
+    def lines() -> list[str]:
+        records = (record for record in read_log(kernel) if record.sequence > since)
+        return [line for record in records for line in record.text.split("\n")]
+
+    def block() -> list[str]:
+        found = lines()
+        begins = [i for i, line in enumerate(found) if line.startswith("NMI backtrace for cpu")]
+        mine = f"NMI backtrace for cpu {cpu}"
+        start = next((i for i in begins if found[i] == mine), None)
+        if start is None:
+            return []
+        ends = (i for i, line in enumerate(found) if line.startswith(("sysrq: ", "NMI back")))
+        end = next((i for i in ends if i > start), None)
+        return found[start:end] if end is not None else []
+
+    machine.resume({vcpu.index: Action.CONTINUE for vcpu in machine.vcpus})
+    wait_for(f"the guest prints the stack of CPU {cpu}", lambda: bool(block()), LOG_SECONDS)
+    machine.stop()
+    matches = (_FRAME.match(line) or _RIP.match(line) for line in block())
+    return [match[1] for match in matches if match]
+
+
+def last_record(kernel: Kernel) -> int:
+    return max(record.sequence for record in read_log(kernel))
+
+
+def of_the_cpu_that_asks(kernel: Kernel, machine: Machine) -> None:
+    """It calls the function that prints, which is where it stands."""
+    cpu, frames = stack_of(kernel, machine, run_to(machine, kernel.symbol("nmi_cpu_backtrace")))
+    said = printed_stack(kernel, machine, cpu, last_record(kernel))
+    outer = next(i for i, line in enumerate(said) if line.startswith("nmi_trigger_cpumask"))
+    assert [str(frame) for frame in frames[1:]] == said[outer:]
+    assert frames[-1].symbol == "entry_SYSCALL_64_after_hwframe"
+    assert len(frames) > 7
+
+
+def of_an_interrupted_cpu(kernel: Kernel, machine: Machine) -> None:
+    """It handles an NMI, and prints from where that came."""
+    while True:
+        cpu, frames = stack_of(kernel, machine, run_to(machine, kernel.symbol("show_regs")))
+        entered = [i for i, frame in enumerate(frames) if frame.frame.source is FrameSource.ENTRY]
+        assert "exc_nmi" in {frame.symbol for frame in frames}
+        if entered:  # otherwise it was in user mode
+            break
+    # The line before what it prints now.
+    said = printed_stack(kernel, machine, cpu, last_record(kernel) - 1)
+    assert [str(frame) for frame in frames[entered[0] :]] == said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("check", [of_the_cpu_that_asks, of_an_interrupted_cpu])
+def test_stacks_are_what_the_guest_prints(
+    start_probed: StartProbed,
+    linux_kernel: KernelFiles,
+    check: Callable[[Kernel, Machine], None],
+) -> None:
+    append = "KVMGDB_STACKS=1 KVMGDB_LOAD=busy"
+    options = GuestOptions(name="kvmgdb-stacks", memory=320, append=append)
+    guest = start_probed(linux_kernel, options)
+    machine = parse_target(str(guest.pid)).open()
+    try:
+        machine.stop()
+        check(find_kernel(machine), machine)
+    finally:
+        machine.close()
