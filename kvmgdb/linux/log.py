@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kvmgdb.errors import GuestDataError
+from kvmgdb.errors import GuestDataError, NotFoundError
+from kvmgdb.linux.identity import read_vmcoreinfo
 from kvmgdb.linux.kernel import Kernel
 
 _MAX_RECORDS = 1 << 20
 _MAX_TEXT = 256 << 20
+_MAX_OLD_HEADER = 256
 # Bits of a descriptor's state_var (DESC_FLAGS_SHIFT): the state above the ID.
 _STATE_SHIFT = 62
 _ID_MASK = (1 << _STATE_SHIFT) - 1
@@ -99,6 +101,7 @@ class _Ring:
         return int.from_bytes(self.descriptors[at : at + 8], "little")
 
     def records(self) -> Iterator[Record]:
+        total = 0
         for index in range(self.count):
             state = self._word(index, self._state)
             identifier = state & _ID_MASK
@@ -120,6 +123,9 @@ class _Ring:
             )
             if text is None:
                 continue
+            total += len(text)
+            if total > self.text_size:
+                raise GuestDataError("the texts of the log overlap")
             yield Record(
                 sequence=values["seq"],
                 time=values["ts_nsec"],
@@ -149,7 +155,6 @@ class _Ring:
 def _old_records(kernel: Kernel) -> Iterator[Record]:
     """struct printk_log of kernels before 5.10: a record of length 0 says that the
     next is at the start."""
-    types = kernel.types
     size = kernel.u32(kernel.symbol("log_buf_len"))
     if not 0 < size <= _MAX_TEXT:
         raise GuestDataError(f"a log of {size} bytes")
@@ -157,30 +162,24 @@ def _old_records(kernel: Kernel) -> Iterator[Record]:
     at = kernel.u32(kernel.symbol("log_first_idx"))
     sequence = kernel.u64(kernel.symbol("log_first_seq"))
     end = kernel.u64(kernel.symbol("log_next_seq"))
-    record = types.named("printk_log")
-    fields = {}
-    for name in ("ts_nsec", "len", "text_len", "facility", "level"):
-        member = types.find_member(record.id, name)
-        if member is None:
-            raise GuestDataError(f"struct printk_log has no member {name}")
-        bits = member.bits or 8 * types.table.size(member.type)
-        fields[name] = (member.bit_offset, bits)
-    for _ in range(min(end - sequence, _MAX_RECORDS)):
-        if not 0 <= at <= size - record.size:
+    header_size, fields = _old_layout(kernel)
+
+    def header(place: int) -> dict[str, int]:
+        bits = int.from_bytes(buffer[place : place + header_size], "little")
+        return {name: bits >> shift & (1 << width) - 1 for name, (shift, width) in fields.items()}
+
+    left = size
+    while sequence < end and left > 0:
+        if not 0 <= at <= size - header_size:
             return
-        header = int.from_bytes(buffer[at : at + record.size], "little")
-        values = {
-            name: header >> offset & (1 << bits) - 1 for name, (offset, bits) in fields.items()
-        }
+        values = header(at)
         if values["len"] == 0:
             if at == 0:
                 return
             at = 0
-            header = int.from_bytes(buffer[: record.size], "little")
-            values = {
-                name: header >> offset & (1 << bits) - 1 for name, (offset, bits) in fields.items()
-            }
-        text = buffer[at + record.size : at + record.size + values["text_len"]]
+            values = header(at)
+        start = at + header_size
+        text = buffer[start : start + min(values["text_len"], values["len"])]
         yield Record(
             sequence=sequence,
             time=values["ts_nsec"],
@@ -190,4 +189,38 @@ def _old_records(kernel: Kernel) -> Iterator[Record]:
             text=text.decode("utf-8", "backslashreplace"),
         )
         at += values["len"]
+        left -= max(values["len"], 1)
         sequence += 1
+
+
+def _old_layout(kernel: Kernel) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Bytes of struct printk_log; bit offset and bits of its fields: by BTF, or where
+    a kernel was built without, by VMCOREINFO, which leaves out the last two bytes."""
+    try:
+        types = kernel.types
+        record = types.named("printk_log")
+    except NotFoundError:
+        notes = read_vmcoreinfo(kernel)
+        try:
+            size = int(notes["SIZE(printk_log)"])
+            fields = {
+                name: (8 * int(notes[f"OFFSET(printk_log.{name})"]), bits)
+                for name, bits in (("ts_nsec", 64), ("len", 16), ("text_len", 16))
+            }
+            last = 8 * (int(notes["OFFSET(printk_log.dict_len)"]) + 2)
+        except (KeyError, ValueError):
+            raise NotFoundError(
+                "the guest's kernel does not tell how its log is laid out"
+            ) from None
+        fields |= {"facility": (last, 8), "level": (last + 13, 3)}
+    else:
+        size, fields = record.size, {}
+        for name in ("ts_nsec", "len", "text_len", "facility", "level"):
+            member = types.find_member(record.id, name)
+            if member is None:
+                raise GuestDataError(f"struct printk_log has no member {name}")
+            fields[name] = (member.bit_offset, member.bits or 8 * types.table.size(member.type))
+    outside = [name for name, (at, bits) in fields.items() if not 0 <= at <= 8 * size - bits]
+    if not 0 < size <= _MAX_OLD_HEADER or outside:
+        raise GuestDataError(f"struct printk_log cannot be as described ({size} bytes)")
+    return size, fields

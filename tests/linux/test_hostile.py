@@ -15,6 +15,7 @@ import pytest
 
 from kvmgdb.errors import KvmgdbError
 from kvmgdb.linux.attach import stopped
+from kvmgdb.linux.generated import list_generated
 from kvmgdb.linux.identity import identify
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.log import read_log
@@ -154,11 +155,93 @@ def test_a_module_list_that_leads_nowhere(liar: Liar, deceived: Kernel) -> None:
     assert [module.name for module in result] == [module.name for module in whole][:2]
 
 
+def test_a_list_of_generated_code_that_loops(liar: Liar, deceived: Kernel) -> None:
+    """The list's head leads into another list, which never comes back to it."""
+    elsewhere = list_tasks(deceived).tasks[3].object.member("tasks").address
+    liar.lie(deceived, deceived.symbol("bpf_kallsyms"), elsewhere.to_bytes(8, "little"))
+    result = list_generated(deceived)
+    assert result.damage is not None
+    assert all(0 < piece.size <= 64 << 20 for piece in result)
+    assert any("generated code" in problem for problem in Unwinder(deceived).problems)
+
+
+def test_a_string_without_an_end(liar: Liar, deceived: Kernel) -> None:
+    text = deceived.u64(deceived.symbol("saved_command_line"))
+    liar.lie(deceived, text, b"A" * (2 * PAGE))
+    assert identify(deceived).command_line == "A" * PAGE
+
+
+def test_a_module_that_claims_symbols_without_number(liar: Liar, deceived: Kernel) -> None:
+    module = list_modules(deceived).modules[0]
+    table = deceived.object("module", module.address).member("kallsyms").target()
+    liar.lie(deceived, table.member("num_symtab").address, b"\xff\xff\xff\xff")
+    with pytest.raises(KvmgdbError, match="claims to have 4294967295 symbols"):
+        len(module.symbols)
+
+
 def test_a_log_that_claims_to_be_huge(liar: Liar, deceived: Kernel) -> None:
     ring = deceived.u64(deceived.symbol("prb"))
     at = ring + deceived.types.offset("printk_ringbuffer", "text_data_ring.size_bits")
     liar.lie(deceived, at, (0xFFFFFFFF).to_bytes(4, "little"))
     with pytest.raises(KvmgdbError):
+        read_log(deceived)
+
+
+def log_rings(kernel: Kernel) -> list[tuple[int, int]]:
+    """(address, bytes) of the descriptors, their information, and the text."""
+    ring = kernel.object("printk_ringbuffer", kernel.u64(kernel.symbol("prb")))
+    descriptors, text = ring.member("desc_ring"), ring.member("text_data_ring")
+    count = 1 << descriptors.member("count_bits").integer()
+    return [
+        (descriptors.member("descs").integer(), count * kernel.types.size("prb_desc")),
+        (descriptors.member("infos").integer(), count * kernel.types.size("printk_info")),
+        (text.member("data").integer(), 1 << text.member("size_bits").integer()),
+    ]
+
+
+@pytest.mark.slow
+def test_random_lies_in_the_log(liar: Liar, deceived: Kernel) -> None:
+    """However its rings are damaged: no more text than there is, and soon."""
+    generator = random.Random(20200610)
+    rings = log_rings(deceived)
+    # Few are in use, and they are the first.
+    used = 64 * len(read_log(deceived))
+    text = rings[2][1]
+    for _ in range(ROUNDS):
+        liar.lies.clear()
+        for address, size in rings:
+            for _ in range(60):
+                at = address + generator.randrange(0, min(size, used), 8)
+                word = generator.choice(
+                    (
+                        bytes(8),
+                        b"\xff" * 8,
+                        generator.randbytes(8),
+                        deceived.read(at + 8, 8),
+                        generator.randrange(text).to_bytes(8, "little"),
+                    )
+                )
+                liar.lie(deceived, at, word)
+        begin = time.monotonic()
+        with suppress(KvmgdbError):
+            assert sum(len(record.text) for record in read_log(deceived)) <= 4 * text
+        assert time.monotonic() - begin < ROUND_SECONDS
+
+
+def test_log_texts_that_overlap(liar: Liar, deceived: Kernel) -> None:
+    """Every descriptor that is in use claims all of the text from its own block on."""
+    (descriptors, _), (infos, _), (_, size) = log_rings(deceived)
+    types = deceived.types
+    begin = types.offset("prb_desc", "text_blk_lpos.begin")
+    end = types.offset("prb_desc", "text_blk_lpos.next")
+    length = types.offset("printk_info", "text_len")
+    for index in range(len(read_log(deceived))):
+        at = descriptors + index * types.size("prb_desc")
+        begins = deceived.u64(at + begin)
+        liar.lie(deceived, at + end, (begins | size - 8).to_bytes(8, "little"))
+        at = infos + index * types.size("printk_info")
+        liar.lie(deceived, at + length, b"\xff\xff")
+    with pytest.raises(KvmgdbError, match="overlap"):
         read_log(deceived)
 
 
