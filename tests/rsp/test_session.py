@@ -9,6 +9,7 @@ import pytest
 
 from kvmgdb.errors import TargetGoneError
 from kvmgdb.machine.qemu import QemuMachine
+from kvmgdb.rsp.dispatch import PACKET_SIZE
 from tests.machine.rom_guest import RomGuest
 from tests.rsp.conftest import GDB_FEATURES, NewClient, process_of
 from tests.rsp.wire import Client, Rig, frame
@@ -55,7 +56,7 @@ def test_a_packet_that_is_too_long_is_answered(client: Client, acks: bool) -> No
     if not acks:
         client.ask(b"QStartNoAckMode")
     client.wire.take_raw()
-    client.feed(frame(b"X0,30000:" + b"a" * 0x30000))
+    client.feed(frame(b"X0,%x:" % PACKET_SIZE + b"a" * PACKET_SIZE))
     reply = client.wire.take_raw()
     assert re.fullmatch(rb"(\+|)\$E[^#]+#..", reply), reply
     assert reply.startswith(b"+") is acks

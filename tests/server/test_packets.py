@@ -12,7 +12,7 @@ from tests.support.server import KvmgdbServer
 
 pytestmark = pytest.mark.timeout(60)
 
-_PACKET_SIZE = 0x20000
+_PACKET_SIZE = 0x80000
 
 
 @pytest.fixture
