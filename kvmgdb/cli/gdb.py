@@ -12,11 +12,15 @@ from pathlib import Path
 import click
 
 from kvmgdb.cli.serving import log, open_for_check, serve
-from kvmgdb.errors import HostError
+from kvmgdb.errors import HostError, KvmgdbError
+from kvmgdb.linux.attach import find_kernel
+from kvmgdb.linux.identity import identify
 from kvmgdb.machine.address import SocketAddress
-from kvmgdb.machine.target import parse_target
+from kvmgdb.machine.interface import Machine
+from kvmgdb.machine.target import Target, parse_target
 from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.server import ListenAddress, Server
+from kvmgdb.symbols.debug_files import find_debug_file
 
 
 def commands_file() -> Path:
@@ -38,21 +42,49 @@ def find_gdb() -> str:
     return found
 
 
+def own_vmlinux(target: Target, machine: Machine | None) -> Path | None:
+    """The user's vmlinux with source lines that belongs to the guest's kernel, if
+    one is found; others that lie at hand are named."""
+    opened = target.open() if machine is None else machine
+    try:
+        identity = identify(find_kernel(opened))
+    except KvmgdbError:
+        return None
+    finally:
+        if machine is None:
+            opened.close()
+    if identity.build_id is None:
+        return None
+    files = find_debug_file(identity.build_id, identity.release)
+    for path, build_id in files.strangers:
+        log(
+            f"warning: {path} is of another kernel (build ID {build_id}, the guest's is "
+            f"{identity.build_id}): it is not used"
+        )
+    if files.found is not None:
+        log(f"source lines come from {files.found}")
+    return files.found
+
+
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("target", required=False)
 @click.argument("gdb_arguments", nargs=-1, type=click.UNPROCESSED)
 def gdb(target: str | None, gdb_arguments: tuple[str, ...]) -> None:
     """Serve a virtual machine and start GDB on it.
 
-    Arguments after -- go to GDB: kvmgdb gdb vm1 -- -ex 'info threads'.
+    Arguments after -- go to GDB: kvmgdb gdb vm1 -- -ex 'info threads'. A vmlinux
+    that belongs to the guest's kernel is found by its build ID in the usual places,
+    and gives source lines; without one GDB still has all symbols and types.
     """
     program = find_gdb()
     found = parse_target(target)
     machine = open_for_check(found)
+    vmlinux = own_vmlinux(found, machine)
     with tempfile.TemporaryDirectory(prefix="kvmgdb-") as directory:
         socket = SocketAddress(path=f"{directory}/gdb")
         command = [
             program,
+            *((str(vmlinux),) if vmlinux is not None else ()),
             *("-iex", "set pagination off") * (not sys.stdin.isatty()),
             *("-ex", f"source {commands_file()}"),
             *("-ex", f"target remote {socket.path}"),

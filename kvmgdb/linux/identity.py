@@ -73,7 +73,14 @@ def read_build_id(kernel: Kernel) -> str:
     start, end = kernel.symbol("__start_notes"), kernel.symbol("__stop_notes")
     if not 0 <= end - start <= _MAX_NOTES:
         raise GuestDataError(f"the kernel's notes cannot take {end - start} bytes")
-    notes = kernel.read(start, end - start)
+    build_id = find_build_id(kernel.read(start, end - start))
+    if build_id is None:
+        raise NotFoundError("the kernel has no build ID")
+    return build_id
+
+
+def find_build_id(notes: bytes) -> str | None:
+    """The GNU build ID among ELF notes, hexadecimal."""
     at = 0
     while at + 12 <= len(notes):
         name_size, size, kind = struct.unpack_from("<III", notes, at)
@@ -82,7 +89,7 @@ def read_build_id(kernel: Kernel) -> str:
         if kind == _NT_GNU_BUILD_ID and notes[name_at : name_at + name_size] == b"GNU\0":
             return notes[data_at : data_at + size].hex()
         at = data_at + (size + 3 & ~3)
-    raise NotFoundError("the kernel has no build ID")
+    return None
 
 
 def read_vmcoreinfo(kernel: Kernel) -> dict[str, str]:

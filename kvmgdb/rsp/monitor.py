@@ -149,6 +149,15 @@ def _describe(gva: int, translation: Translation) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _tasks(session: Session, arguments: list[str]) -> str:
+    if arguments == ["off"]:
+        session.tasks.hide()
+        return "the guest's tasks are no threads any more\n"
+    if arguments != ["on"]:
+        raise UsageError("usage: monitor tasks on|off")
+    return f"{session.tasks.show()} sleeping tasks are threads: `info threads` shows them\n"
+
+
 def _debuggers(session: Session, arguments: list[str]) -> str:
     lines = []
     for debugger in session.debuggee.debuggers:
@@ -204,6 +213,7 @@ COMMANDS: dict[str, Command] = {
         "the machine; its memory layout; its vCPUs; TOPIC: what the VMM's monitor knows",
     ),
     "translate": Command(_translate, "translate ADDRESS", "walk the selected vCPU's page tables"),
+    "tasks": Command(_tasks, "tasks on|off", "show the guest's sleeping tasks as threads"),
     "debuggers": Command(_debuggers, "debuggers", "who is connected, and who holds the guest"),
     "disconnect": Command(_disconnect, "disconnect NUMBER", "drop another debugger"),
     "reset": Command(_reset, "reset", "reset the machine"),

@@ -20,6 +20,7 @@ from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.dispatch import PACKET_SIZE, Reply, find_handler
 from kvmgdb.rsp.guest_view import GuestView
 from kvmgdb.rsp.packet import BadPacket, Interrupt, Item, Nak, PacketReader
+from kvmgdb.rsp.tasks import SleepingTask, TaskThreads
 from kvmgdb.rsp.virtual_files import Descriptors
 
 # Packets that a client may have on their way before it reads a reply. GDB waits
@@ -47,7 +48,8 @@ class Session:
     selected), ``features`` (what the client announced),
     ``listed_event`` (the stop after which the threads were listed last),
     ``guest_view`` (what it was told of the guest's kernel), ``descriptors`` (the
-    files it has open).
+    files it has open), ``tasks`` (the guest's tasks as threads), ``register_task``
+    (the one of them that ``Hg`` selected).
     """
 
     def __init__(self, debuggee: Debuggee, connection: Connection, peer: str) -> None:
@@ -63,6 +65,8 @@ class Session:
         self.listed_event: StopEvent | None = None
         self.guest_view = GuestView(self)
         self.descriptors = Descriptors()
+        self.tasks = TaskThreads(self)
+        self.register_task: SleepingTask | None = None
         self._owed: StopEvent | None = None
         self._told_news = False
         self.closed = False
@@ -99,7 +103,9 @@ class Session:
 
     @property
     def register_vcpu(self) -> Vcpu:
-        """The vCPU that register and memory packets are about."""
+        """The vCPU, or sleeping task, that register and memory packets are about."""
+        if self.register_task is not None:
+            return self.register_task
         vcpus = self.machine.vcpus
         index = self.register_index
         if index is None:
@@ -126,6 +132,8 @@ class Session:
 
     def detach(self) -> None:
         """Lets the machine go and removes what this debugger has set in it."""
+        self.tasks.hide()
+        self.register_task = None
         self.debuggee.detach(self)
 
     def use_no_acks(self) -> None:
@@ -294,6 +302,7 @@ class Session:
     def _select_stopped(self) -> None:
         """A stop reply selects its thread: GDB sends no ``Hg`` for that one."""
         self.register_index = None
+        self.register_task = None
 
     def overdue(self) -> Reply | None:
         """The stop reply that this debugger, which lets the guest go after it was

@@ -31,9 +31,14 @@ class NoSuchThreadError(KvmgdbError):
 
 def format_thread(session: Session, index: int) -> str:
     """The id of a vCPU as this client writes them."""
+    return format_number(session, index + 1)
+
+
+def format_number(session: Session, number: int) -> str:
+    """As :func:`format_thread`, by the thread's number."""
     if "multiprocess" in session.features:
-        return f"p{PROCESS:x}.{index + 1:x}"
-    return f"{index + 1:x}"
+        return f"p{PROCESS:x}.{number:x}"
+    return f"{number:x}"
 
 
 def parse_thread(text: bytes, vcpus: int, packet: str) -> int:

@@ -11,7 +11,7 @@ import pytest
 from kvmgdb.demo.guest import GuestOptions
 from kvmgdb.demo.kernel import Kernel
 from tests.linux.probed import ProbedGuest
-from tests.support.gdb import GdbSession, gdb_batch
+from tests.support.gdb import GdbError, GdbSession, gdb_batch
 from tests.support.rsp import RawClient
 from tests.support.server import KvmgdbServer
 
@@ -126,6 +126,44 @@ def test_break_in_a_module_that_is_loaded_later(
     worker.join(60)
     assert not worker.is_alive()
     on_modular.interrupt()
+
+
+def test_sleeping_tasks_are_threads(on_modular: GdbSession, modular_guest: ProbedGuest) -> None:
+    gdb = on_modular
+    assert "kthreadd" not in gdb.cli("info threads")
+    count = re.match(r"(\d+) sleeping tasks are threads", gdb.cli("monitor tasks on"))
+    assert count
+    threads = re.findall(
+        r'^[* ] +(\d+) +Thread 1\.(\d+) "(.+) pid (\d+)', gdb.cli("info threads"), re.M
+    )
+    numbers = {name: int(number) for number, _, name, _ in threads}
+    assert len(threads) == 2 + int(count[1])
+    for _, thread, name, pid in threads:
+        assert name.startswith("vCPU") or int(thread) == 1_000_000 + int(pid)
+    # Every one unwinds to where a task begins, or to user mode.
+    shown = gdb.cli("thread apply all -q bt -1", 60)
+    ends = re.findall(r"^#\d+ +(?:0x\w+ in )?(\S+)", shown, re.M)
+    assert len(ends) >= int(count[1])
+    begins = ("ret_from_fork", "secondary_startup_64", "??")
+    assert all(end.startswith(begins) for end in ends), ends
+    gdb.cli(f"thread {numbers['kthreadd']}")
+    assert "kthreadd" in gdb.cli("backtrace")
+    assert gdb.value("$rax") == "<unavailable>"
+    assert gdb.value("$cr3") == "<unavailable>"
+    assert gdb.integer("$rsp") >= 0xFFFF800000000000
+    before = gdb.integer("$pc")
+    with pytest.raises(GdbError):
+        gdb.cli("set var $rbx = 1")
+    assert gdb.integer("$pc") == before
+    # A task is not stepped, and neither is the guest let go.
+    assert gdb.run_to_stop("-exec-step-instruction")["reason"] == "signal-received"
+    gdb.cli(f"thread {numbers['kthreadd']}")
+    gdb.cli("break vfs_read")
+    assert gdb.run_to_stop()["frame"]["func"] == "vfs_read"
+    gdb.cli("delete")
+    gdb.cli("monitor tasks off")
+    assert gdb.cli("info threads").count(" pid ") == 2
+    assert "usage" in gdb.cli("monitor tasks maybe")
 
 
 def test_nothing_stays_planted(modular_guest: ProbedGuest, modular_server: KvmgdbServer) -> None:

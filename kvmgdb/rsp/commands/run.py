@@ -19,6 +19,7 @@ from kvmgdb.rsp.session import Session
 from kvmgdb.rsp.threads import parse_thread
 
 _MAX_ACTIONS = 4096
+_STEPS = (b"s", b"S", b"r")
 
 
 @packet("vCont?", arguments=False)
@@ -40,6 +41,11 @@ def resume(session: Session, arguments: bytes) -> Reply | None:
         raise MalformedPacketError("vCont;", arguments[:40])
     for item in items:
         text, colon, thread = item.partition(b":")
+        if session.tasks.claims(thread):
+            if text[:1] in _STEPS:
+                session.console("kvmgdb: a sleeping task cannot be stepped: select a vCPU\n")
+                return stop_reply.attached(session)
+            continue
         number = parse_thread(thread, count, "vCont;") if colon else -1
         if number == 0:
             number = session.current_index + 1

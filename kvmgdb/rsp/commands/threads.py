@@ -1,4 +1,4 @@
-"""vCPUs as threads: ``H T qfThreadInfo qsThreadInfo qThreadExtraInfo qXfer:threads``."""
+"""Threads (vCPUs, and sleeping tasks): ``H T qfThreadInfo qThreadExtraInfo qXfer:threads``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from kvmgdb.rsp.threads import format_thread, parse_thread, parse_vcpu
 @packet("H")
 def select(session: Session, arguments: bytes) -> Reply:
     """``Hg<thread>`` for registers and memory, ``Hc<thread>`` for ``c`` and ``s``."""
+    if session.tasks.claims(arguments[1:]):
+        if arguments[:1] == b"g":
+            session.register_task = session.tasks.select(arguments[1:])
+        return OK
     number = parse_thread(arguments[1:], len(session.machine.vcpus), "H")
     index = number - 1 if number > 0 else None
     if arguments[:1] == b"g":
         session.register_index = index
+        session.register_task = None
     elif arguments[:1] == b"c":
         session.continue_index = index
     else:
@@ -28,6 +33,9 @@ def select(session: Session, arguments: bytes) -> Reply:
 @packet("T")
 def is_alive(session: Session, arguments: bytes) -> Reply:
     """``T<thread>``"""
+    if session.tasks.claims(arguments):
+        session.tasks.find(arguments)
+        return OK
     parse_vcpu(arguments, len(session.machine.vcpus), "T")
     return OK
 
@@ -37,7 +45,8 @@ def first_threads(session: Session, arguments: bytes) -> Reply:
     """``m<thread>,<thread>...``; all of them at once."""
     if not session.has_machine:
         return Reply(b"l")
-    ids = (format_thread(session, vcpu.index) for vcpu in session.machine.vcpus)
+    ids = [format_thread(session, vcpu.index) for vcpu in session.machine.vcpus]
+    ids += map(session.tasks.format, session.tasks.tasks().values())
     return Reply(b"m" + ",".join(ids).encode("ascii"))
 
 
@@ -49,6 +58,9 @@ def more_threads(session: Session, arguments: bytes) -> Reply:
 @packet("qThreadExtraInfo,")
 def extra_info(session: Session, arguments: bytes) -> Reply:
     """``qThreadExtraInfo,<thread>`` -> a line of text in hex."""
+    if session.tasks.claims(arguments):
+        task = session.tasks.find(arguments)
+        return Reply(f"{session.tasks.name(task)} [{task.state}]".encode().hex().encode())
     index = parse_vcpu(arguments, len(session.machine.vcpus), "qThreadExtraInfo,")
     vcpu = session.machine.vcpus[index]
     text = _name(session, vcpu) + (f" [{vcpu.state}]" if vcpu.state else "")
@@ -70,6 +82,9 @@ def thread_list(session: Session, arguments: bytes) -> Reply:
             f'<thread id="{thread}" core="{vcpu.index}" name={name}>'
             f"{vcpu.state if shown else ''}</thread>"
         )
+    for task in session.tasks.tasks().values() if session.has_machine else ():
+        name = quoteattr(session.tasks.name(task))
+        lines.append(f'<thread id="{session.tasks.format(task)}" name={name}>{task.state}</thread>')
     lines.append("</threads>")
     return transfer("".join(lines).encode("utf-8"), window, "qXfer:threads:read:")
 
