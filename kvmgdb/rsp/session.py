@@ -19,7 +19,7 @@ from kvmgdb.rsp import stop_reply
 from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.dispatch import PACKET_SIZE, Reply, find_handler
 from kvmgdb.rsp.guest_view import GuestView
-from kvmgdb.rsp.packet import BadPacket, Interrupt, Item, Nak, PacketReader
+from kvmgdb.rsp.packet import BadPacket, Interrupt, Item, Nak, Packet, PacketReader
 from kvmgdb.rsp.tasks import SleepingTask, TaskThreads
 from kvmgdb.rsp.virtual_files import Descriptors
 
@@ -144,7 +144,14 @@ class Session:
 
     def feed(self, data: bytes) -> None:
         """Takes what the client sent."""
+        starting = not self._introduced
+        previous: Item | None = None
         for item in self._reader.feed(data):
+            if starting and isinstance(item, Packet) and item == previous:
+                # GDB sends its first packet again while a server that it has
+                # started does not read yet, and wants one reply.
+                continue
+            previous = item
             if isinstance(item, Interrupt):
                 self._interrupt()
             elif self._task is not None or self._queue:
@@ -196,6 +203,10 @@ class Session:
 
     def _execute(self, payload: bytes) -> None:
         acks = self._acks
+        if acks and not self._introduced:
+            # Attaching may take longer than a client waits for this.
+            self.connection.write(b"+")
+            acks = False
         if b"}" in payload:
             try:
                 payload = rsp_unescape(payload, runs=False)

@@ -77,9 +77,7 @@ def test_addresses_are_the_guests_own(
     gdb: GdbSession, modular_guest: ProbedGuest, modular_server: KvmgdbServer
 ) -> None:
     names = ("vfs_read", "init_task", "jiffies_64", "loop_add", "linux_banner")
-    lines = (line.split() for line in modular_guest.text("/proc/kallsyms").splitlines())
-    wanted = {words[2]: int(words[0], 16) for words in lines if words[2] in names}
-    assert len(wanted) == len(names)
+    wanted = {name: modular_guest.linux.symbol(name) for name in names}
     gdb.connect(modular_server.address)
     for name, place in wanted.items():
         assert gdb.integer(f"&{name}") == place, name

@@ -25,6 +25,15 @@ def test_a_good_packet_is_acknowledged_and_a_bad_one_is_not(client: Client) -> N
     assert any("wrong checksum" in line for line in client.rig.log)
 
 
+def test_a_first_packet_that_was_sent_twice_gets_one_reply(rig: Rig) -> None:
+    """GDB does not wait for ever for a server that it has started."""
+    client = Client(rig)
+    client.feed(2 * frame(b"qSupported:multiprocess+"))
+    assert client.reply().startswith(b"PacketSize=")
+    assert client.ask(b"vMustReplyEmpty") == b""
+    assert client.wire.sent.count(b"PacketSize=") == 1
+
+
 def test_a_nak_brings_the_last_packet_again(client: Client) -> None:
     client.wire.take_raw()
     client.feed(frame(b"qC"))
