@@ -10,7 +10,9 @@ from kvmgdb.linux.stacks import NamedFrame, Unwinder
 from kvmgdb.linux.tasks import list_tasks
 from kvmgdb.machine.interface import Machine
 from kvmgdb.profiler.recording import NO_VCPU, FrameKind, Recording, State
+from kvmgdb.profiler.user_code import UserCode
 
+_KERNEL_HALF = 1 << 63
 # The letters of /proc/PID/stat. One that is ready to run waits for a CPU.
 _STATES = {
     "R": State.RUNNING,
@@ -32,6 +34,7 @@ def record_sleeping(
     unwinder = Unwinder(kernel)
     for problem in unwinder.problems:
         recording.remark(problem)
+    user_code = UserCode(kernel)
     vm = recording.vm(name)
     begin = time.monotonic_ns()
     with stopped(machine):
@@ -47,7 +50,8 @@ def record_sleeping(
                 recording.counters.errors += 1
                 continue
             recording.counters.broken += trace.broken is not None
-            frames = [_number(recording, frame) for frame in reversed(trace.frames)]
+            mm = found.object.member("mm").integer()
+            frames = [_number(recording, user_code, mm, frame) for frame in reversed(trace.frames)]
             number = recording.task(found.pid, found.tid, found.comm)
             stack = recording.stack(frames)
             recording.add(0, vm, NO_VCPU, number, stack, state, 0)
@@ -56,9 +60,11 @@ def record_sleeping(
     recording.duration_ns = time.monotonic_ns() - begin
 
 
-def _number(recording: Recording, frame: NamedFrame) -> int:
+def _number(recording: Recording, user_code: UserCode, mm: int, frame: NamedFrame) -> int:
+    ip = frame.frame.ip
     if frame.symbol is None:
-        return recording.frame("", "", FrameKind.UNKNOWN, frame.frame.ip)
+        if ip < _KERNEL_HALF:
+            return recording.frame(*user_code.name(mm, ip).frame)
+        return recording.frame("", "", FrameKind.UNKNOWN, ip)
     kind = FrameKind.MODULE if frame.module else FrameKind.KERNEL
-    address = frame.frame.ip - frame.offset
-    return recording.frame(frame.symbol, frame.module or "", kind, address)
+    return recording.frame(frame.symbol, frame.module or "", kind, ip - frame.offset)

@@ -164,6 +164,12 @@ def test_sleeping_tasks(busy: LinuxGuest) -> None:
     assert "kthreadd" in names
     assert names[-1] in ("schedule", "__schedule"), names
     assert recording.counters.broken == 0
+    # init sleeps in a system call: the function that made it is its own.
+    init = next(row for row in rows if recording.tasks[row.task].pid == 1)
+    root = recording.frames[recording.stack_frames(init.stack)[0]]
+    assert root.kind is FrameKind.USER
+    assert root.module == "/init"
+    assert root.name
 
 
 @pytest.mark.slow
