@@ -39,6 +39,8 @@ class Row(NamedTuple):
     broken: bool
     end: int
     address: int
+    ip: int
+    cr3: int
 
 
 class Place(NamedTuple):
@@ -125,6 +127,8 @@ class StackMaker:
                 bool(row.broken),
                 row.end,
                 row.address,
+                row.ip,
+                row.cr3,
             )
             for row in self._rows[0 : count[0]]
         ]

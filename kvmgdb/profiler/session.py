@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kvmgdb.errors import KvmgdbError, NoKernelError, TargetGoneError, UnsupportedError
+from kvmgdb.errors import (
+    MemoryFault,
+    NoKernelError,
+    NoRamError,
+    TargetGoneError,
+    UnsupportedError,
+)
 from kvmgdb.linux.attach import find_kernel, stopped
 from kvmgdb.linux.identity import identify
 from kvmgdb.linux.kernel import Kernel
@@ -37,6 +43,9 @@ _KERNEL_HALF = 1 << 63
 _EXIT = Frame("[VM exit]", "", FrameKind.MARK, 0)
 # How often it is looked at whether the kernel is still the one that was found.
 _CHECK_SECONDS = 0.5
+# With page-table isolation, entry code runs with tables that have little of a kernel:
+# only what is seen several times in a row counts.
+_STRANGE = 3
 
 
 class RebootedError(TargetGoneError):
@@ -89,6 +98,7 @@ class Session:
         self._stacks: dict[int, int] = {}
         self._tasks: dict[int, tuple[int, bool]] = {}
         self._checked = time.monotonic()
+        self._cr3 = self._strange = 0
         self._find_kernel()
         self._vm = recording.vm(name, self._banner())
         self.stream = self._start(rate)
@@ -122,7 +132,7 @@ class Session:
         else:
             with stopped(self.machine):
                 plan = plan_for(self.machine, self.kernel, self._wanted.user)
-            self._magic = self.kernel.read(self.kernel.base, 64)
+            self._gpa = self.kernel.memory.translate(self.kernel.paging, self.kernel.base).gpa
         ability = self.machine.sampling
         if ability is not None:
             try:
@@ -157,6 +167,8 @@ class Session:
 
     def _add(self, row: Row) -> None:
         self.states[row.state] += 1
+        if row.ip >= _KERNEL_HALF:
+            self._cr3 = row.cr3
         task, wanted = self._task(row.task)
         if not wanted or (self._wanted.vcpu is not None and row.vcpu != self._wanted.vcpu):
             self.skipped += 1
@@ -216,15 +228,17 @@ class Session:
     # -- is it still the same guest?
 
     def _check_kernel(self) -> None:
+        """By the page tables that were last seen in the kernel: those of a kernel that
+        started after ours lead elsewhere."""
         now = time.monotonic()
-        if self.kernel is None or now - self._checked < _CHECK_SECONDS:
+        if self.kernel is None or not self._cr3 or now - self._checked < _CHECK_SECONDS:
             return
         self._checked = now
+        live, self._cr3 = replace(self.kernel.paging, cr3=self._cr3), 0
         try:
-            same = self.kernel.read(self.kernel.base, len(self._magic)) == self._magic
-        except TargetGoneError:
-            raise
-        except KvmgdbError:
-            same = False
-        if not same:
-            raise RebootedError("the guest has started again, or its kernel is gone")
+            gpa = self.kernel.memory.translate(live, self.kernel.base).gpa
+        except (MemoryFault, NoRamError):
+            gpa = -1
+        self._strange = 0 if gpa == self._gpa else self._strange + 1
+        if self._strange >= _STRANGE:
+            raise RebootedError("the guest has started again")

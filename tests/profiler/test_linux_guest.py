@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +21,11 @@ from kvmgdb.linux.tasks import list_tasks
 from kvmgdb.machine.target import parse_target
 from kvmgdb.profiler.off_cpu import record_sleeping
 from kvmgdb.profiler.recording import NO_VCPU, FrameKind, Recording, State
-from kvmgdb.profiler.session import Wanted
+from kvmgdb.profiler.session import RebootedError, Session, Wanted
 from tests.guests.linux.fixtures import StartGuest
 from tests.kvm.adopted import linux_under_kvm
 from tests.profiler.sampled import Sampled, sample
+from tests.support.qemu import qmp
 from tests.support.require import requires
 
 pytestmark = [requires("qemu", "cc"), pytest.mark.timeout(300)]
@@ -170,6 +173,31 @@ def test_sleeping_tasks(busy: LinuxGuest) -> None:
     assert root.kind is FrameKind.USER
     assert root.module == "/init"
     assert root.name
+
+
+def _run_until(session: Session, end: float) -> None:
+    while time.monotonic() < end:
+        session.wait(0.2)
+        session.drain()
+
+
+def test_a_reboot_ends_the_recording(start_linux_guest: StartGuest, tmp_path: Path) -> None:
+    """What is known of the kernel is void from then on."""
+    monitor = tmp_path / "monitor"
+    arguments = ("-action", "reboot=reset", "-qmp", f"unix:{monitor},server=on,wait=off")
+    guest = start_linux_guest(append="KVMGDB_LOAD=busy", arguments=arguments)
+    recording = Recording("test", 50.0)
+    with closing(parse_target(str(guest.pid)).open()) as machine:
+        session = Session(machine, recording, "test", 50.0, Wanted())
+        while not len(recording):
+            session.wait(0.2)
+            session.drain()
+        before = len(recording)
+        qmp(monitor, "system_reset")
+        with pytest.raises(RebootedError):
+            _run_until(session, time.monotonic() + 120)
+        session.close()
+    assert len(recording) >= before
 
 
 @pytest.mark.slow

@@ -67,6 +67,8 @@ struct kvmgdb_profiled {
   int broken;       /* the kernel's part of the stack has no end */
   int end;          /* enum kvmgdb_unwind_end, 0: there was nothing to unwind */
   uint64_t address; /* where it broke, as in kvmgdb_unwind_result */
+  uint64_t ip;      /* of the sample, as is: */
+  uint64_t cr3;
 };
 
 /* An address without a name. Space 0 is the kernel's, any other the user space

@@ -213,6 +213,8 @@ static enum kvmgdb_status take_one(struct kvmgdb_profile *profile,
   *out = (struct kvmgdb_profiled){.time_ns = sample->time_ns,
                                   .held_ns = sample->held_ns,
                                   .vcpu = sample->vcpu,
+                                  .ip = sample->ip,
+                                  .cr3 = sample->cr3,
                                   .state = sample->state};
   enum kvmgdb_status status = find_task(profile, sample, &out->task, error);
   if (status != KVMGDB_OK)
