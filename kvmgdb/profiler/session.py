@@ -206,7 +206,12 @@ class Session:
     # -- names
 
     def _name(self, place: Place) -> None:
-        named = self._named(place)
+        try:
+            named = self._named(place)
+        except TargetGoneError:
+            raise
+        except KvmgdbError:  # guest memory holds nonsense there: damaged, hostile, or reset
+            named = unnamed(place.address)
         frame = self.recording.frame(*named.frame)
         self._maker.name(place.space, named.code, frame)
 

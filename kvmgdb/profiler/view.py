@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
+from operator import le
 from typing import NamedTuple
 
 from kvmgdb.profiler.recording import (
@@ -121,10 +123,10 @@ class Selection:
         return wanted in (task.name, str(task.pid), str(task.tid))
 
     def samples(self) -> Iterator[tuple[Sample, Path]]:
-        """The samples in the order in which they were taken, and where they were."""
+        """The samples in the order of time, and where they were."""
         # Of each group the number of its roots; -1 for one that is not wanted.
         known: dict[tuple[int, int, int, int], int] = {}
-        for sample in self.recording.samples():
+        for sample in self._by_time():
             key = (sample.vm, sample.vcpu, sample.task, sample.state)
             roots = known.get(key)
             if roots is None:
@@ -132,6 +134,14 @@ class Selection:
                 roots = known[key] = self._number(group) if self.wants(group) else -1
             if roots >= 0:
                 yield sample, Path(roots, sample.stack, sample.state == State.HALTED)
+
+    def _by_time(self) -> Iterator[Sample]:
+        """vCPUs, and VMs all the more, are drained one after the other."""
+        times = self.recording.columns.time_ns
+        if all(map(le, times, islice(times, 1, None))):
+            return self.recording.samples()
+        order = sorted(range(len(times)), key=times.__getitem__)
+        return (Sample(*(column[place] for column in self.recording.columns)) for place in order)
 
     def counts(self, columns: Columns | None = None) -> dict[Group, Counter[int]]:
         """How often each stack was seen, by group; of ``columns``, or of all samples."""

@@ -151,6 +151,16 @@ def test_perf_script_gives_each_sample(tmp_path: Path) -> None:
     assert any("[unknown]+0x0 (/lib/libnosyms.so)" in record for record in records)
 
 
+def test_samples_are_put_in_the_order_of_time(tmp_path: Path) -> None:
+    recording = Recording("vm1", 100.0)
+    vm, task = recording.vm("vm1"), recording.task(1, 1, "work")
+    for time_ns in (3, 1, 2):
+        stack = recording.stack([recording.frame(f"at{time_ns}", "", FrameKind.KERNEL, 1)])
+        recording.add(time_ns * 1000, vm, 0, task, stack, State.RUNNING, 0)
+    lines = written(recording, tmp_path, "perf").read_text().splitlines()
+    assert [line.split()[1] for line in lines if "at" in line] == ["at1+0x0", "at2+0x0", "at3+0x0"]
+
+
 # ---- JSON -------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from kvmgdb.profiler.view import View
 from tests.guests.linux.fixtures import StartGuest
 from tests.profiler.recordings import PER_VCPU, TOTAL, known
 from tests.support.polling import wait_for
+from tests.support.qemu import qmp
 from tests.support.require import requires
 from tests.support.tmux import Terminal
 
@@ -31,6 +32,7 @@ KVMGDB = str(Path(sys.executable).with_name("kvmgdb"))
 class KnownSource:
     """Gives the samples of the known recording once, then waits."""
 
+    kernel: object | None = None
     opened = 0
     closed = 0
 
@@ -204,8 +206,10 @@ def test_a_fault_of_ours_is_not_swallowed() -> None:
 # ---- a real guest in a real terminal ----------------------------------------
 
 
-def top(guest: LinuxGuest, directory: Path, columns: int = 80, rows: int = 24) -> Terminal:
-    command = [KVMGDB, "top", str(guest.pid), "--rate", "50", "--window", "600"]
+def top(
+    guest: LinuxGuest, directory: Path, columns: int = 80, rows: int = 24, window: int = 600
+) -> Terminal:
+    command = [KVMGDB, "top", str(guest.pid), "--rate", "50", "--window", str(window)]
     return Terminal(command, directory, columns, rows)
 
 
@@ -290,6 +294,28 @@ def test_a_machine_that_ends(start_linux_guest: StartGuest, tmp_path: Path) -> N
         terminal.see("ended: ")
         terminal.keys("q")
         terminal.see("exit 1")
+
+
+@requires("tmux")
+@pytest.mark.timeout(400)
+def test_a_guest_that_starts_again(start_linux_guest: StartGuest, tmp_path: Path) -> None:
+    monitor = tmp_path / "qmp2"
+    second = ("-action", "reboot=reset", "-qmp", f"unix:{monitor},server=on,wait=off")
+    guest = start_linux_guest(name="again", arguments=second)
+    (tmp_path / "terminal").mkdir()
+    with top(guest, tmp_path / "terminal", window=5) as terminal:
+        terminal.see("sampling", "do_syscall_64")
+        qmp(monitor, "system_reset")
+        guest.wait_ready()
+        # It has another KASLR offset now: were that not noticed, all its addresses
+        # would have no names.
+        terminal.keys("/")
+        terminal.type("0xffffffff")
+        terminal.see("sampling", "nothing has such a name")
+        terminal.keys("Escape")
+        terminal.see("do_syscall_64")
+        terminal.keys("q")
+        terminal.see("exit 0")
 
 
 def test_without_a_terminal(linux_guest: LinuxGuest) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.polling import wait_for
 
-PATIENCE = 60.0
+PATIENCE = 90.0
 
 
 class Terminal:
