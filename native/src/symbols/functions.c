@@ -137,6 +137,9 @@ static uint32_t count_in_registers(const struct info *info,
   struct btf_raw raw;
   const char *extra = btf_find_raw(info->btf, prototype, &raw);
   uint32_t count = 0;
+  /* A structure that is returned may take the first register. */
+  if (extra && raw.size_or_type && !is_integer_class(info, raw.size_or_type))
+    return 0;
   while (extra && count < btf_count(&raw) && count < ARGUMENT_REGISTERS) {
     uint32_t words[2]; /* name, type */
     memcpy(words, extra + count * sizeof(words), sizeof(words));
