@@ -95,7 +95,8 @@ class Attached:
 @dataclass(frozen=True)
 class AgentRegion:
     """Guest RAM at ``hva`` in the VMM, and at ``offset`` of ``fd`` (owned by the
-    receiver; -1: private memory). ``verified``: KVM confirmed the place."""
+    receiver; -1: private memory). ``verified``: KVM confirmed the place, or the
+    VMM named it. ``slot``: it is one of all the slots in KVM's own table."""
 
     gpa: int
     size: int
@@ -104,6 +105,7 @@ class AgentRegion:
     fd: int
     verified: bool
     read_only: bool
+    slot: bool = False
 
 
 def agent_path() -> Path:
@@ -267,6 +269,7 @@ class Agent:
                 fds[region.descriptor] if region.descriptor >= 0 else -1,
                 bool(region.verified),
                 bool(region.read_only),
+                bool(region.slot),
             )
             for region in (table[i] for i in range(len(payload) // size))
         ]

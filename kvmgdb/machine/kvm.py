@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from kvmgdb.errors import (
     UnsupportedError,
 )
 from kvmgdb.machine import kvm_registers as layout
-from kvmgdb.machine.agent import Agent
+from kvmgdb.machine.agent import Agent, AgentRegion
 from kvmgdb.machine.interface import (
     Action,
     Machine,
@@ -46,6 +46,7 @@ _PE = 1  # CR0.PE: protected mode
 _MAX_READ = 64 << 20
 # How old what is known of the VMM's memory slots and vCPUs may be at a stop.
 _LOOK_SECONDS = 0.1
+_ASK_SECONDS = 2.0  # the same where the VMM has to be asked
 
 _REASONS = {
     "REASON_REQUEST": StopReason.REQUEST,
@@ -213,12 +214,15 @@ class KvmMachine(Machine):
         self._regions: list[tuple[RamRegion, int]] = []
         self._regions_failed = False
         self._looked = time.monotonic()
+        self._look_seconds = _LOOK_SECONDS
         self._not_held: set[int] = set()
         self._running = True
         self._closed = False
         self._gone_reported = False
         self._last_stop = StopEvent(StopReason.REQUEST)
         self._stop_count = 0
+        # What the VMM itself says of its memory, where it can be asked.
+        self.layout: Callable[[], list[AgentRegion]] | None = None
         self.software = SoftwareBreakpoints(self)
         self.breakpoints = self._breakpoints = KvmBreakpoints(self)
         self._agent_process = os.pidfd_open(agent.process.pid)
@@ -273,7 +277,7 @@ class KvmMachine(Machine):
     def _read_regions(self) -> None:
         self._memory.clear()
         regions = []
-        for found in self.agent.regions():
+        for found in self._find_regions():
             try:
                 if found.fd >= 0:
                     self._memory.add_file(
@@ -297,7 +301,7 @@ class KvmMachine(Machine):
         when the machine stands, which lets KVM confirm where memory lies. Returns
         what the user must know at once, or an empty string."""
         self._read_regions_once()
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
+        if time.monotonic() - self._looked < self._look_seconds:
             return ""
         self._looked = time.monotonic()
         self._look_at_regions()
@@ -318,7 +322,7 @@ class KvmMachine(Machine):
         if not self._regions:
             return
         try:
-            found = self.agent.regions(descriptors=False)
+            found = self._find_regions(descriptors=False)
             # In early boot nothing can be confirmed: that does not unsay what was.
             known = any(region.name == "verified" for region, _ in self._regions)
             if known and not any(region.verified for region in found):
@@ -332,6 +336,23 @@ class KvmMachine(Machine):
             pass  # poll() tells it
         except KvmgdbError as error:
             self.note(f"changes of the guest's memory cannot be seen: {error}")
+
+    def _find_regions(self, descriptors: bool = True) -> list[AgentRegion]:
+        """KVM's own table, or what the VMM says, or a guess: in this order."""
+        found = self.agent.regions(descriptors)
+        if self.layout is None or all(region.slot for region in found):
+            return found
+        try:
+            told = self.layout()
+        except KvmgdbError as error:
+            self.layout = None
+            self.note(f"where guest memory lies is a guess, the VMM cannot be asked: {error}")
+            return found
+        self._look_seconds = _ASK_SECONDS
+        for region in found:
+            if region.fd >= 0:
+                os.close(region.fd)
+        return told
 
     def hva_of(self, gpa: int) -> int:
         """Where guest-physical memory lies in the VMM. Raises NoRamError."""
@@ -403,6 +424,25 @@ class KvmMachine(Machine):
             }
         )
         self._running = True
+
+    @property
+    def has_breakpoints(self) -> bool:
+        return self.software.planted or self._breakpoints.inserted
+
+    @contextlib.contextmanager
+    def let_go(self) -> Iterator[None]:
+        """Lets a stopped machine run, for what its VMM does only then, and holds it
+        again. Nobody is told of either."""
+        self.require_stopped()
+        self.agent.resume()
+        try:
+            yield
+        finally:
+            self.agent.stop()
+            self.agent.clear_event()
+            self._stop_count = int(self.agent.shared.stop_count)
+            for vcpu in self.vcpus:
+                vcpu.invalidate()
 
     _pending: StopEvent | None = None
     _stepping: KvmStepping

@@ -131,6 +131,10 @@ class KvmBreakpoints(BreakpointAbility):
             self._machine.agent.remove(_KINDS[kind], address, self._length(kind, address, length))
             self._inserted.discard((kind, address, length))
 
+    @property
+    def inserted(self) -> bool:
+        return bool(self._inserted)
+
     def watching(self, address: int) -> BreakpointKind:
         """The kind of watchpoint that covers an address."""
         for kind, start, length in self._inserted:

@@ -73,6 +73,12 @@ def parse_flat_view(text: str) -> list[FlatRange]:
     raise ProtocolError("QEMU's `info mtree -f` shows no view of the system's memory")
 
 
+def ask_hva(qmp: Qmp, gpa: int) -> int | None:
+    """Where QEMU has guest-physical memory mapped; None for what is no RAM."""
+    match = _HVA.search(qmp.hmp(f"gpa2hva {gpa:#x}"))
+    return int(match[1], 16) if match else None
+
+
 def read_maps(pid: int) -> list[HostMapping]:
     """Raises OSError without the right to look."""
     mappings = []
@@ -113,7 +119,7 @@ class QemuMemoryMap:
         ranges = parse_flat_view(view)
         if not thorough and "\n".join(map(str, ranges)) == self._view:
             return False
-        hvas = {item.gpa: self._hva(item.gpa) for item in ranges}
+        hvas = {item.gpa: ask_hva(self._qmp, item.gpa) for item in ranges}
         known = {gpa: hva for gpa, hva in hvas.items() if hva is not None}
         shown = "\n".join(map(str, ranges))
         if shown == self._view and known == self._hvas:
@@ -121,10 +127,6 @@ class QemuMemoryMap:
         self._rebuild(ranges, known)
         self._view, self._hvas = shown, known
         return True
-
-    def _hva(self, gpa: int) -> int | None:
-        match = _HVA.search(self._qmp.hmp(f"gpa2hva {gpa:#x}"))
-        return int(match[1], 16) if match else None
 
     def _rebuild(self, ranges: list[FlatRange], hvas: dict[int, int]) -> None:
         mappings = read_maps(self._pid)

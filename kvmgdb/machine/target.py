@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from kvmgdb.errors import (
     AccessDeniedError,
@@ -15,6 +16,7 @@ from kvmgdb.errors import (
 from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.kvm import KvmMachine
+from kvmgdb.machine.kvm_qemu import QemuKvmReset, qemu_regions
 from kvmgdb.machine.processes import VmProcess, find_vm, read_vm_process, vm_processes
 from kvmgdb.machine.qemu import QemuMachine, QemuMonitorOnDemand
 from kvmgdb.machine.qemu_process import QemuProcess, gdb_stub_address, has_debugger
@@ -92,7 +94,11 @@ def _open_process(process: VmProcess) -> Machine:
                 "let it detach first",
             )
         monitor = None if process.qemu is None else QemuMonitorOnDemand(process.qemu)
-        return KvmMachine.open(process.pid, process.name, monitor=monitor)
+        machine = KvmMachine.open(process.pid, process.name, monitor=monitor)
+        if process.qemu is not None:
+            machine.resetting = QemuKvmReset(machine, process.qemu)
+            machine.layout = partial(qemu_regions, process.qemu)
+        return machine
     assert process.qemu is not None
     return _open_qemu(process.qemu)
 

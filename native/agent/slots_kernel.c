@@ -92,6 +92,7 @@ static bool read_slot(int reader, const struct layout *layout, uint64_t slot,
       .hva = hva,
       .descriptor = -1,
       .verified = 1,
+      .slot = 1,
       .read_only = !!(flags & KVM_MEM_READONLY),
   };
   return true;

@@ -1,9 +1,11 @@
-"""What a VMM changes while a debugger is attached: memory and vCPUs that are
-plugged in, through QEMU's own monitor."""
+"""QEMU's monitor beside the agent: what it changes while a debugger is attached,
+and what it adds."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,15 +14,19 @@ from pathlib import Path
 import pytest
 
 from kvmgdb.errors import TargetBusyError
+from kvmgdb.machine.agent import agent_path
 from kvmgdb.machine.interface import Action, MachineInfo
 from kvmgdb.machine.kvm import KvmMachine
+from kvmgdb.machine.kvm_qemu import qemu_regions
 from kvmgdb.machine.qemu_process import has_debugger, read_qemu_process
 from kvmgdb.machine.target import parse_target
-from tests.kvm.guests import qemu_guest
-from tests.support.gdb import GdbSession
+from tests.agent.vm import NOBODY
+from tests.kvm.guests import image, qemu_guest
+from tests.support.gdb import GdbSession, gdb_batch
 from tests.support.polling import wait_for
-from tests.support.qemu import qmp
+from tests.support.qemu import free_port, qmp
 from tests.support.require import requires
+from tests.support.server import KvmgdbServer
 
 pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(120)]
 
@@ -129,3 +135,57 @@ def test_a_debugger_in_the_stub_of_qemu(gdb: GdbSession, tmp_path: Path) -> None
 def _has_debugger(pid: int) -> bool:
     qemu = read_qemu_process(pid)
     return qemu is not None and has_debugger(qemu)
+
+
+def test_where_memory_lies_by_qemus_own_word(machine: KvmMachine) -> None:
+    process = read_qemu_process(machine.agent.pid)
+    assert process is not None
+    told = qemu_regions(process)
+    slots = machine.agent.regions(descriptors=False)
+    assert len(slots) > 3
+    for slot in slots:
+        (region,) = [region for region in told if region.gpa <= slot.gpa < region.gpa + region.size]
+        assert region.hva + (slot.gpa - region.gpa) == slot.hva
+        assert slot.gpa + slot.size <= region.gpa + region.size
+
+
+def test_an_ordinary_user_gets_qemus_word(gdb_path: str) -> None:
+    """Nothing else names the firmware below 4 GiB, where a user may not read KVM's
+    table."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    user = ("setpriv", "--reuid", str(NOBODY), "--clear-groups")
+    reach = subprocess.run([*user, "sh", "-c", 'test -x "$0"', str(agent_path())], check=False)
+    if reach.returncode != 0:
+        pytest.skip(f"an ordinary user cannot reach {agent_path()}")
+    arguments = ["-qmp", f"tcp:127.0.0.1:{free_port()},server=on,wait=off"]
+    with (
+        qemu_guest("kvmgdb-word", "chain", arguments, as_user=NOBODY) as pid,
+        KvmgdbServer(str(pid), prefix=user) as server,
+    ):
+        commands = ("monitor info memory", "x/2i $pc", "detach")
+        said = gdb_batch(gdb_path, f"target remote {server.address}", *commands).text
+    assert re.search(r"^0x0*fffc0000-0x0*ffffffff +256 KiB  rom  by process  verified", said, re.M)
+    assert "unverified" not in said
+    assert "detached" in said
+
+
+def test_reset_by_qemu(machine: KvmMachine, gdb: GdbSession) -> None:
+    pid = machine.agent.pid
+    machine.close()
+    leaf = image("chain").symbols["chain_leaf"]
+    with KvmgdbServer(str(pid)) as server:
+        gdb.connect(server.address)
+        gdb.cli(f"hbreak *{leaf:#x}")
+        assert gdb.run_to_stop()["reason"] == "breakpoint-hit"
+        gdb.cli("delete")
+        assert "first instruction" in gdb.cli("monitor reset")
+        gdb.cli("maintenance flush register-cache")
+        # SDM volume 3, 10.1.4: the first instruction.
+        assert gdb.integer("$cs_base") + gdb.integer("$rip") & 0xFFFFFFFF == 0xFFFFFFF0
+        assert gdb.integer("$cr0") & 0x80000001 == 0
+        gdb.cli(f"hbreak *{leaf:#x}")
+        assert gdb.run_to_stop(seconds=60.0)["reason"] == "breakpoint-hit"
+        assert gdb.integer("$cr0") & 0x80000001 == 0x80000001
+        gdb.cli("delete")
+        gdb.cli("detach")

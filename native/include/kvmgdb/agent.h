@@ -205,6 +205,7 @@ struct kvmgdb_agent_region {
   int32_t descriptor; /* index among those of the reply, -1: private memory */
   uint8_t verified;   /* KVM confirmed that this GPA lies at this HVA */
   uint8_t read_only;
+  uint8_t slot; /* it is one of all the slots in KVM's own table */
 };
 
 struct kvmgdb_agent_sampling {

@@ -1,0 +1,84 @@
+"""What QEMU's monitor adds to a machine that the agent holds: a reset, and where
+guest RAM lies on a host that does not let us read KVM's own table.
+
+QEMU answers its monitor from a thread of its own, which a stopped vCPU does not
+stop; but what changes the machine waits for the vCPUs' threads.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from contextlib import closing
+
+from kvmgdb.errors import MachineError, TargetTimeoutError
+from kvmgdb.machine.agent import AgentRegion
+from kvmgdb.machine.interface import ResetAbility
+from kvmgdb.machine.kvm import KvmMachine
+from kvmgdb.machine.qemu_memory import ask_hva, parse_flat_view
+from kvmgdb.machine.qemu_process import QemuProcess, connect_qmp
+from kvmgdb.machine.qmp import Qmp
+
+_RESET_SECONDS = 10.0
+# SDM volume 3, 10.1.4: the address of the first instruction.
+_RESET_VECTOR = 0xFFFFFFF0
+
+
+def qemu_regions(process: QemuProcess) -> list[AgentRegion]:
+    """Guest RAM by QEMU's own word (``info mtree -f``, ``gpa2hva``). Raises where
+    its monitor cannot be reached."""
+    regions = []
+    with closing(connect_qmp(process)) as qmp:
+        for item in parse_flat_view(qmp.hmp("info mtree -f")):
+            hva = ask_hva(qmp, item.gpa)
+            if hva is not None:
+                size = item.end - item.gpa
+                regions.append(AgentRegion(item.gpa, size, hva, 0, -1, True, item.read_only))
+    return regions
+
+
+class QemuKvmReset(ResetAbility):
+    """Resets a QEMU by its monitor, which is connected for that time only."""
+
+    def __init__(self, machine: KvmMachine, process: QemuProcess) -> None:
+        self._machine = machine
+        self._process = process
+
+    def reset(self) -> None:
+        machine = self._machine
+        machine.require_stopped()
+        if machine.has_breakpoints:
+            # The guest runs for a moment until QEMU has paused it.
+            raise MachineError(
+                "the machine cannot be reset while breakpoints are set", "delete them first"
+            )
+        agent = machine.agent
+        with closing(connect_qmp(self._process)) as qmp:
+            running = qmp.execute("query-status")["running"]
+            agent.insert("HARDWARE", _RESET_VECTOR)
+            try:
+                with machine.let_go():
+                    self._reset(qmp, running)
+                    if running and not select.select([agent.event_fd], [], [], _RESET_SECONDS)[0]:
+                        raise TargetTimeoutError(
+                            "the machine did not come to its first instruction"
+                        )
+            finally:
+                agent.remove("HARDWARE", _RESET_VECTOR)
+
+    @staticmethod
+    def _reset(qmp: Qmp, running: bool) -> None:
+        """Paused, because a machine that runs is reset at any moment."""
+        if running:
+            qmp.execute("stop")
+        qmp.execute("system_reset")
+        deadline = time.monotonic() + _RESET_SECONDS
+        while not any(event.name == "RESET" for event in qmp.events):
+            if time.monotonic() > deadline:
+                raise TargetTimeoutError("QEMU did not reset the machine within 10 s")
+            qmp.execute("query-status")
+            time.sleep(0.01)
+        # The event comes in the middle; this is answered when all is done.
+        qmp.execute("query-status")
+        if running:
+            qmp.execute("cont")
