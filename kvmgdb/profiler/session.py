@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvmgdb.errors import (
+    KvmgdbError,
     MemoryFault,
     NoKernelError,
     NoRamError,
