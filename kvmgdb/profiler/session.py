@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kvmgdb.errors import KvmgdbError, (
+from kvmgdb.errors import (
     KvmgdbError,
     MemoryFault,
     NoKernelError,
