@@ -25,7 +25,7 @@ from kvmgdb.errors import (
 )
 from kvmgdb.machine.agent import Agent, SeccompError
 from tests.agent.footprint import Footprint
-from tests.agent.vm import NOBODY, STUCK, Program, Vm, wait_until
+from tests.agent.vm import COMPUTE, NOBODY, STUCK, Program, Vm, wait_until
 from tests.support.require import requires
 
 pytestmark = requires("kvm", "cc")
@@ -135,6 +135,35 @@ def test_one_stuck_vcpu_leaves_the_other_running(start: Start) -> None:
             agent.stop(timeout=0.3)
         before = vm.counters()[1]
         wait_until(lambda: vm.counters()[1] > before, "progress of vCPU 1")
+
+
+def test_a_vmm_that_waits_for_a_reader_of_its_output(start: Start) -> None:
+    """As with a serial port on a full pipe: what waits cannot be stopped, nothing of
+    it is lost, and once somebody reads it is an ordinary vCPU again."""
+    vm = start(2, "pipe")
+    before = Footprint.of(vm)
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        agent.stop()
+        vm.set_mode(STUCK)
+        agent.resume()
+        wait_until(lambda: sum(map(_is_writing, vm.tids())) == 2, "both vCPUs to wait")
+        with pytest.raises(TargetTimeoutError, match="waiting in the VMM after port I/O"):
+            agent.stop(timeout=0.5)
+        assert sum(map(_is_writing, vm.tids())) == 2
+        vm.set_mode(COMPUTE)
+        assert vm.process.stdout is not None
+        assert vm.process.stdout.read(2 << 17) == bytes(2 << 17)
+        vm.assert_progress()
+        agent.stop()
+        vm.assert_history()
+        agent.resume()
+        vm.assert_progress()
+    assert Footprint.of(vm) == before
+
+
+def _is_writing(tid: int) -> bool:
+    return Path(f"/proc/{tid}/syscall").read_text().startswith("1 0x1 ")
 
 
 def test_seccomp_filter_is_suspended(start: Start) -> None:

@@ -2,10 +2,13 @@
  * A VMM as plain as can be: vmm GUEST VCPUS [OPTION...], with its RAM at 0, and
  * each vCPU started by itself in 32-bit protected mode. It exits at once when
  * it sees what an attached debugger must hide from it: -EINTR from KVM_RUN
- * (unless "eintr" is given), a debug exit. Options: seccomp   each vCPU thread
- * allows itself only what it needs memfd     RAM is a memfd instead of private
- * memory irqchip   KVM's interrupt controller: halts stay in the kernel eintr
- * -EINTR is an error no more
+ * (unless "eintr" is given), a debug exit. Options:
+ *
+ *   seccomp   each vCPU thread allows itself only what it needs
+ *   memfd     RAM is a memfd instead of private memory
+ *   irqchip   KVM's interrupt controller: halts stay in the kernel
+ *   eintr     -EINTR is an error no more
+ *   pipe      being stuck is to fill standard output, until somebody reads it
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,7 +33,7 @@ enum { MEMORY = 64 << 20, LOAD = 1 << 20, MAX_VCPUS = 8 };
 enum { SAW_EINTR = 3, SAW_DEBUG = 4, SAW_OTHER = 5, BAD_SETUP = 6 };
 
 static int with_seccomp, with_memfd, with_irqchip, with_eintr;
-static int with_two, without_vcpu;
+static int with_two, without_vcpu, with_pipe;
 static int kvm = -1, vm;
 
 static struct {
@@ -90,6 +93,17 @@ static void start_state(int index) {
   }
 }
 
+/* More than a pipe holds. */
+static void fill_output(void) {
+  static const char text[1 << 17];
+  for (size_t done = 0; done < sizeof(text);) {
+    ssize_t written = write(1, text + done, sizeof(text) - done);
+    if (written < 0)
+      _exit(SAW_OTHER);
+    done += (size_t)written;
+  }
+}
+
 static void on_io(int index) {
   struct kvm_run *run = vcpus[index].run;
   uint8_t *data = (uint8_t *)run + run->io.data_offset;
@@ -100,9 +114,13 @@ static void on_io(int index) {
     if (vcpus[index].out != value)
       value = UINT32_MAX;
     memcpy(data, &value, sizeof(value));
-  } else if (run->io.port == 0x80)
-    for (;;)
-      pause();
+  } else if (run->io.port == 0x80) {
+    if (with_pipe)
+      fill_output();
+    else
+      for (;;)
+        pause();
+  }
 }
 
 static void on_mmio(int index) {
@@ -156,6 +174,7 @@ int main(int argc, char **argv) {
     with_eintr |= !strcmp(argv[i], "eintr");
     with_two |= !strcmp(argv[i], "twice");
     without_vcpu |= !strcmp(argv[i], "novcpu");
+    with_pipe |= !strcmp(argv[i], "pipe");
     sscanf(argv[i], "fd=%d", &kvm);
   }
   check(count > 0 && count <= MAX_VCPUS, "vCPUs");
