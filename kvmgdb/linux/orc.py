@@ -7,6 +7,7 @@ from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.modules import Module
 from kvmgdb.linux.native import OrcLayout, UnwindTables
 
+_CODE = ("text", "init_text")
 _MAX_ORC_BYTES = 64 << 20
 _FIELDS = ("sp_offset", "bp_offset", "sp_reg", "bp_reg", "type", "end", "signal")
 # Kernels without BTF: struct orc_entry of 4.14 to 6.2.
@@ -51,11 +52,15 @@ def add_module(tables: UnwindTables, kernel: Kernel, module: Module) -> None:
     """Adds the table of a module. Raises NotFoundError where it was built without."""
     arch = kernel.object("module", module.address).member("arch")
     count = arch.member("num_orcs").integer()
-    if count:
-        text = range(module.text.base, module.text.base + module.text.size)
-        ips = arch.member("orc_unwind_ip").integer()
-        entries = arch.member("orc_unwind").integer()
-        _add(tables, kernel, text, ips, entries, count, orc_layout(kernel))
+    if not count:
+        return
+    ips = arch.member("orc_unwind_ip").integer()
+    entries = arch.member("orc_unwind").integer()
+    # One table for both; the second kind of code is there while the module starts.
+    for area in module.areas:
+        if area.kind in _CODE:
+            code = range(area.base, area.base + area.size)
+            _add(tables, kernel, code, ips, entries, count, orc_layout(kernel))
 
 
 def module_tables(kernel: Kernel, module: Module) -> UnwindTables:

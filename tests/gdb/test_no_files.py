@@ -116,6 +116,9 @@ def test_break_in_a_module_that_is_loaded_later(
     stop = on_modular.run_to_stop(seconds=60)
     assert stop["reason"] == "breakpoint-hit"
     assert stop["frame"]["func"] == "loop_add"
+    # Through the module's init code, which has symbols and frames while it is there.
+    callers = re.findall(r" in (\w+)", on_modular.cli("backtrace"))
+    assert {"loop_init", "do_one_initcall", "do_init_module", "do_syscall_64"} <= set(callers)
     where = _libraries(on_modular)[_MODULE]
     assert where <= on_modular.integer("$pc") < where + 0x10000
     # loop_init comes back after it has added its eight devices.
