@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from pathlib import Path
 
 from kvmgdb.demo.kernel import fetch_kernel
+from kvmgdb.machine.interface import Action
 from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.sampling import SampleStream, SamplingCounters
 from kvmgdb.profiler.recording import Recording
@@ -42,8 +43,7 @@ class Guest:
     def __init__(self, pid: int) -> None:
         self.machine = KvmMachine.open(pid)
         self.machine.stop()
-        self.machine.agent.resume()
-        self.machine._running = True
+        self.machine.resume(dict.fromkeys(range(VCPUS), Action.CONTINUE))
         self._progress = image("split").symbols["progress"]
         vcpus = self.machine.agent.shared.vcpu
         self._waits = [Path(f"/proc/{pid}/task/{vcpus[i].tid}/schedstat") for i in range(VCPUS)]
