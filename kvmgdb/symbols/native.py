@@ -41,11 +41,13 @@ class Variable:
 @dataclass(frozen=True)
 class CallRule:
     """Code whose return address lies ``cfa_offset`` - 8 bytes above the stack
-    pointer, where the unwind table has no rule for it, or ``always``."""
+    pointer, where the unwind table has no rule for it, or ``always``; or code to
+    which the table's rules apply, but that ``calls_itself``, which they do not count."""
 
     code: range
-    cfa_offset: int
+    cfa_offset: int = 8
     always: bool = False
+    calls_itself: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class DebugSections:
             out.start, out.end = rule.code.start, rule.code.stop
             out.cfa_offset = rule.cfa_offset
             out.always = rule.always
+            out.calls_itself = rule.calls_itself
         self._check(
             lib.kvmgdb_debug_add_frames(
                 self._native,

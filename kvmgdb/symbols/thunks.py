@@ -1,4 +1,4 @@
-"""Where the caller's address is in retpolines and return thunks.
+"""Where the caller's address is in code that unwind tables do not describe.
 
 Unwind tables have no rules for most of it (arch/x86/lib/retpoline.S). A thunk
 jumps to where a register points; built as a retpoline, it calls into itself, puts
@@ -13,17 +13,19 @@ from collections.abc import Iterator
 from kvmgdb.errors import KvmgdbError
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.native import Code
+from kvmgdb.linux.stacks import symbol_size
 from kvmgdb.linux.undescribed import undescribed_code
 from kvmgdb.symbols.native import CallRule
 
 _CALL = 0xE8
+_MAX_SWITCH = 4096
 _CALL_LENGTH = 5
 _WORD = 8
 
 
 def thunk_rules(kernel: Kernel) -> list[CallRule]:
     """Rules for all thunks that the kernel has, by rising address."""
-    rules: list[CallRule] = []
+    rules = _self_callers(kernel)
     for run, code in sorted(undescribed_code(kernel.symbols), key=lambda found: found[0].start):
         if code is not Code.THUNK:
             continue
@@ -33,7 +35,19 @@ def thunk_rules(kernel: Kernel) -> list[CallRule]:
             continue
         for start, end in _symbols(kernel, run):
             rules += _thunk(start, text[start - run.start : end - run.start])
-    return rules
+    return sorted(rules, key=lambda rule: rule.code.start)
+
+
+def _self_callers(kernel: Kernel) -> list[CallRule]:
+    """Code that fills the processor's buffer of return addresses by calls that never
+    return (FILL_RETURN_BUFFER): tables of 6.1 do not know what that pushes."""
+    found = list(kernel.symbols.named("__switch_to_asm"))
+    if len(found) != 1:
+        return []
+    size = symbol_size(kernel.symbols, found[0].index)
+    if not 0 < size <= _MAX_SWITCH:
+        return []
+    return [CallRule(range(found[0].address, found[0].address + size), calls_itself=True)]
 
 
 def _symbols(kernel: Kernel, run: range) -> Iterator[tuple[int, int]]:

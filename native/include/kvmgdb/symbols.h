@@ -63,6 +63,9 @@ struct kvmgdb_debug_rule {
   uint64_t end;
   int16_t cfa_offset;
   int always; /* also where the table has a rule */
+  /* The table's rules hold, except that they do not count the words that up to
+     two calls within the code left on the stack. */
+  int calls_itself;
 };
 
 /*

@@ -278,6 +278,41 @@ static void put_bp(struct buffer *out, const struct orc_rule *rule, int base) {
   }
 }
 
+/* Leaves 1 where the word at rsp + `offset` is an address of the code, or
+ * close behind it, and 0 elsewhere. */
+static void put_is_own(struct buffer *out, int offset, uint64_t start,
+                       unsigned shift) {
+  put_u8(out, DW_OP_breg0 + DW_RSP);
+  put_sleb(out, offset);
+  put_u8(out, DW_OP_deref);
+  put_u8(out, DW_OP_addr);
+  put_u64(out, start);
+  const uint8_t in_range[] = {DW_OP_minus, DW_OP_const1u, (uint8_t)shift,
+                              DW_OP_shr,   DW_OP_lit0,    DW_OP_eq};
+  buffer_put(out, in_range, sizeof(in_range));
+}
+
+void frame_put_counted_row(struct buffer *out, const struct orc_rule *rule,
+                           uint64_t start, uint64_t end) {
+  uint8_t bytes[80];
+  struct buffer expression = {.data = bytes, .capacity = sizeof(bytes)};
+  unsigned shift = 0;
+  while (shift < 63 && (end - start - 1) >> shift)
+    shift++;
+  put_u8(&expression, DW_OP_breg0 + DW_RSP);
+  put_sleb(&expression, rule->sp_offset);
+  put_is_own(&expression, 0, start, shift);
+  put_is_own(&expression, 8, start, shift);
+  /* first * (1 + second) words */
+  const uint8_t add_words[] = {DW_OP_lit0 + 1, DW_OP_plus, DW_OP_mul,
+                               DW_OP_lit0 + 8, DW_OP_mul,  DW_OP_plus};
+  buffer_put(&expression, add_words, sizeof(add_words));
+  put_u8(out, DW_CFA_def_cfa_expression);
+  put_uleb(out, expression.length);
+  buffer_put(out, bytes, expression.length);
+  put_bp(out, rule, 0);
+}
+
 void frame_put_row(struct buffer *out, const struct orc_rule *before,
                    const struct orc_rule *rule) {
   enum frame_class class = frame_class_of(rule);

@@ -35,6 +35,7 @@ struct cursor {
   uint64_t at;
   uint64_t end;
   struct orc_rule current;
+  const struct kvmgdb_debug_rule *counted; /* that says that it calls itself */
 };
 
 /* Our rule for where the cursor is, instead of the table's; NULL for none. */
@@ -45,6 +46,8 @@ static const struct kvmgdb_debug_rule *own_rule(const struct frames *frames,
                                       ? &cursor->table->rules[cursor->rule]
                                       : NULL;
   if (cursor->own == frames->rule_count || own->start > cursor->at)
+    return NULL;
+  if (own->calls_itself)
     return NULL;
   bool has_rule = listed && frame_class_of(listed) != FRAME_OUTER;
   return own->always || !has_rule ? own : NULL;
@@ -72,6 +75,21 @@ static void cursor_move(const struct frames *frames, struct cursor *cursor,
     cursor->current = (struct orc_rule){.sp_offset = own->cfa_offset,
                                         .sp_register = ORC_SP,
                                         .type = ORC_TYPE_CALL};
+  const struct kvmgdb_debug_rule *listed = frames->rules + cursor->own;
+  bool counted = cursor->own < frames->rule_count && listed->start <= at &&
+                 listed->calls_itself &&
+                 cursor->current.type == ORC_TYPE_CALL &&
+                 cursor->current.sp_register == ORC_SP;
+  cursor->counted = counted ? listed : NULL;
+}
+
+static void put_row(struct buffer *out, const struct orc_rule *before,
+                    const struct cursor *cursor) {
+  if (cursor->counted)
+    frame_put_counted_row(out, &cursor->current, cursor->counted->start,
+                          cursor->counted->end);
+  else
+    frame_put_row(out, before, &cursor->current);
 }
 
 /* Where something else may hold: a rule or, with *symbol set, a symbol. */
@@ -155,20 +173,21 @@ static void put_fde(struct frames *frames, struct cursor *cursor) {
   put_u64(out, first);
   size_t range_at = out->length;
   put_u64(out, 0);
-  frame_put_row(out, NULL, &cursor->current);
+  put_row(out, NULL, cursor);
+  const struct kvmgdb_debug_rule *counted = cursor->counted;
   while (!symbol && cursor->at < cursor->end && out->status == KVMGDB_OK) {
     uint64_t change = next_change(frames, cursor, &symbol);
     note(frames, cursor, change);
     before = cursor->current;
     cursor_move(frames, cursor, change);
-    if (symbol || change == cursor->end ||
+    if (symbol || change == cursor->end || cursor->counted != counted ||
         frame_class_of(&cursor->current) != class ||
         (cursor->current.signal && class != FRAME_OUTER) != signal)
       break;
     size_t advance_at = out->length;
     put_advance(out, change - row);
     size_t advanced = out->length;
-    frame_put_row(out, &before, &cursor->current);
+    put_row(out, &before, cursor);
     if (out->length == advanced)
       out->length = advance_at; /* nothing changes */
     else

@@ -29,6 +29,11 @@ uint32_t frame_put_cie(struct buffer *out, enum frame_class class, bool signal);
 void frame_put_row(struct buffer *out, const struct orc_rule *before,
                    const struct orc_rule *rule);
 
+/* The same for a rule by the stack pointer of code in [start, end) that may
+ * have left addresses of its own on the stack. */
+void frame_put_counted_row(struct buffer *out, const struct orc_rule *rule,
+                           uint64_t start, uint64_t end);
+
 /* Fills an entry up to the alignment, and in its length at `start`. */
 void frame_end_entry(struct buffer *out, size_t start);
 

@@ -385,6 +385,7 @@ TEST(debug, noise_as_unwind_table) {
     rule.end = rule.start + 1 + random_next(&state) % 0x100;
     rule.cfa_offset = (int16_t)random_next(&state);
     rule.always = (int)(random_next(&state) & 1);
+    rule.calls_itself = (int)(random_next(&state) & 1);
     CHECK_EQUAL(kvmgdb_unwinder_create(&unwinder, NULL), KVMGDB_OK);
     add_rules(unwinder, places, entries, 64);
     CHECK_EQUAL(
