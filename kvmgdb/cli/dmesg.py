@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext, suppress
 
 import click
 
@@ -34,18 +35,17 @@ def dmesg(target: str | None, level: str, follow: bool, as_json: bool) -> None:
     with attached(target) as machine:
         kernel = find_kernel(machine)
         following = 0
-        while True:
-            for record in read_log(kernel):
-                if record.sequence >= following:
-                    following = record.sequence + 1
-                    if record.level <= worst:
-                        _print(record, as_json)
-            if not follow:
-                return
-            try:
+        # Ctrl-C is how following ends.
+        with suppress(KeyboardInterrupt) if follow else nullcontext():
+            while True:
+                for record in read_log(kernel):
+                    if record.sequence >= following:
+                        following = record.sequence + 1
+                        if record.level <= worst:
+                            _print(record, as_json)
+                if not follow:
+                    return
                 time.sleep(_FOLLOW_SECONDS)
-            except KeyboardInterrupt:
-                return
 
 
 def _print(record: Record, as_json: bool) -> None:

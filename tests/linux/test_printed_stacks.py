@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import re
 import select
+import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,11 +30,13 @@ from kvmgdb.machine.interface import (
 )
 from kvmgdb.machine.registers import Group
 from kvmgdb.machine.target import parse_target
-from tests.linux.fixtures import StartProbed
+from tests.linux.commands import ROOT
+from tests.linux.probed import ProbedGuest
 from tests.support.polling import wait_for
 
 STOP_SECONDS = 90.0
 LOG_SECONDS = 90.0
+DUMP = "sysrq: Show backtrace of all active CPUs"
 _GROUPS = frozenset({Group.GENERAL, Group.SEGMENT})
 _FRAME = re.compile(r"^ (\S+\+0x[0-9a-f]+/0x[0-9a-f]+)(?: \[\w+\])?$")
 _RIP = re.compile(r"^RIP: 0010:(\S+)$")
@@ -108,27 +114,74 @@ def of_an_interrupted_cpu(kernel: Kernel, machine: Machine) -> None:
         cpu, frames = stack_of(kernel, machine, run_to(machine, kernel.symbol("show_regs")))
         entered = [i for i, frame in enumerate(frames) if frame.frame.source is FrameSource.ENTRY]
         assert "exc_nmi" in {frame.symbol for frame in frames}
-        if entered:  # otherwise it was in user mode
+        if not entered:
+            continue  # it was in user mode
+        # The kernel itself does not find out of thunks, nor of some entry code.
+        inner = frames[entered[0] :]
+        unsure = str(inner[0].symbol).startswith(("asm_", "entry_", "__x86_"))
+        if not unsure and all(frame.frame.source is not FrameSource.STACK_TOP for frame in inner):
             break
     # The line before what it prints now.
     said = printed_stack(kernel, machine, cpu, last_record(kernel) - 1)
-    assert [str(frame) for frame in frames[entered[0] :]] == said
+    assert [str(frame) for frame in inner] == said
+
+
+@pytest.fixture(scope="module")
+def printing_guest(linux_kernel: KernelFiles) -> Iterator[ProbedGuest]:
+    append = "KVMGDB_STACKS=1 KVMGDB_LOAD=busy"
+    options = GuestOptions(name="kvmgdb-stacks", memory=320, append=append)
+    guest = ProbedGuest(linux_kernel, options)
+    yield guest
+    guest.close()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("check", [of_the_cpu_that_asks, of_an_interrupted_cpu])
 def test_stacks_are_what_the_guest_prints(
-    start_probed: StartProbed,
-    linux_kernel: KernelFiles,
-    check: Callable[[Kernel, Machine], None],
+    printing_guest: ProbedGuest, check: Callable[[Kernel, Machine], None]
 ) -> None:
-    append = "KVMGDB_STACKS=1 KVMGDB_LOAD=busy"
-    options = GuestOptions(name="kvmgdb-stacks", memory=320, append=append)
-    guest = start_probed(linux_kernel, options)
-    machine = parse_target(str(guest.pid)).open()
+    machine = parse_target(str(printing_guest.pid)).open()
     try:
         machine.stop()
         check(find_kernel(machine), machine)
+        machine.resume({vcpu.index: Action.CONTINUE for vcpu in machine.vcpus})
     finally:
         machine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_dmesg_follows(printing_guest: ProbedGuest) -> None:
+    """What the guest logs while it is followed comes out, each message once, until
+    Ctrl-C."""
+    command = [sys.executable, "-m", "kvmgdb", "dmesg", str(printing_guest.pid)]
+    before = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=60
+    ).stdout.splitlines()
+    with subprocess.Popen(
+        [*command, "--follow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    ) as process:
+        lines: list[str] = []
+        reader = threading.Thread(
+            target=lambda: lines.extend(process.stdout or ()), daemon=True, name="dmesg"
+        )
+        reader.start()
+
+        def followed() -> bool:
+            assert process.poll() is None
+            titles = {line.rstrip("\n") for line in lines if DUMP in line}
+            return len(titles.difference(before)) >= 2
+
+        try:
+            wait_for("two more dumps are followed", followed, LOG_SECONDS)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+        reader.join(60)
+    found = [line.rstrip("\n") for line in lines]
+    assert before[-1] in found
+    titles = [line for line in found if DUMP in line]
+    assert len(titles) == len(set(titles))
+    assert printing_guest.linux.qemu.running
