@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
@@ -35,9 +36,17 @@ _GLANCE = 0.1
     show_default=True,
     help="Seconds that are looked back at.",
 )
+@click.option(
+    "--symbols",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="An ELF file that names the code of a guest that is not Linux.",
+)
 @click.option("--idle", is_flag=True, help="Count halted vCPUs too.")
 @click.option("--json", "as_json", is_flag=True, help="No screen: one JSON object, for programs.")
-def top(target: str | None, rate: float, window: float, idle: bool, as_json: bool) -> None:
+def top(
+    target: str | None, rate: float, window: float, symbols: Path | None, idle: bool, as_json: bool
+) -> None:
     """Show the functions in which a guest spends its time, its tasks and its vCPUs,
     while it runs.
 
@@ -56,7 +65,7 @@ def top(target: str | None, rate: float, window: float, idle: bool, as_json: boo
     view = View(idle=idle)
     with attached(target) as machine:
         recording = Recording(_name(machine), rate, time.time_ns())
-        with Live(recording, lambda: _session(machine, recording), window) as live:
+        with Live(recording, lambda: _session(machine, recording, symbols), window) as live:
             if interactive:
                 # Only here: what draws screens takes a while to load.
                 from kvmgdb.cli.top_screen import TopScreen
@@ -80,8 +89,9 @@ def _name(machine: Machine) -> str:
     return info.name or (f"PID {info.pid}" if info.pid else info.backend)
 
 
-def _session(machine: Machine, recording: Recording) -> Session:
-    return Session(machine, recording, recording.target, recording.rate, Wanted())
+def _session(machine: Machine, recording: Recording, symbols: Path | None) -> Session:
+    wanted = Wanted(symbols=symbols)
+    return Session(machine, recording, recording.target, recording.rate, wanted)
 
 
 def _wait(live: Live) -> None:

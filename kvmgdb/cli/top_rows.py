@@ -9,7 +9,7 @@ from enum import Enum
 from kvmgdb.profiler.live import Live
 from kvmgdb.profiler.recording import NO_VCPU, State, Task
 from kvmgdb.profiler.tree import CallTree, Function, Share, place, printed
-from kvmgdb.profiler.view import View
+from kvmgdb.profiler.view import View, task_label
 
 _LEAST_CALLER = 0.005  # of the samples in a function
 _NARROW = 40
@@ -158,7 +158,7 @@ def _tasks(live: Live, choice: Choice) -> Page:
     for group, count in live.groups(choice.view).items():
         counts[live.recording.tasks[group.task]] += count
     rows = [
-        Row(task, f"{_percent(count, counts.total()):>7}  {task.name} ({task.tid})")
+        Row(task, f"{_percent(count, counts.total()):>7}  {task_label(task)}")
         for task, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         if _fits(task.name, choice)
     ]

@@ -18,6 +18,7 @@ from kvmgdb.profiler.recording import (
     Recording,
     Sample,
     State,
+    Task,
 )
 
 
@@ -90,9 +91,9 @@ def label(frame: Frame) -> str:
     return f"{frame.address:#x}"
 
 
-def task_label(recording: Recording, task: int) -> str:
-    found = recording.tasks[task]
-    return f"{found.name} ({found.tid})"
+def task_label(task: Task) -> str:
+    """A guest that is not Linux has no tasks that we know."""
+    return f"{task.name} ({task.tid})" if task.name else "[no task]"
 
 
 def period_ns(recording: Recording) -> int:
@@ -183,7 +184,7 @@ class Selection:
             case Root.VCPU:
                 return "no vCPU" if group.vcpu == NO_VCPU else f"vCPU {group.vcpu}"
             case Root.TASK:
-                return task_label(self.recording, group.task)
+                return task_label(self.recording.tasks[group.task])
             case Root.STATE:
                 return state_name(group.state)
 
