@@ -97,7 +97,8 @@ def test_interrupt_right_after_continue(connected: GdbSession) -> None:
 
 def test_state_of_threads(gdb_path: str, guest: WatchedGuest, server: KvmgdbServer) -> None:
     output = gdb_batch(gdb_path, f"target remote {server.address}", "info threads")
-    assert len(re.findall(r'"vCPU \d" \((halted|running)\)', output.stdout)) == 2, output.text
+    states = re.findall(r'"vCPU \d \[.+ pid \d+\]" +\((halted|running)\)', output.stdout)
+    assert len(states) == 2, output.text
 
 
 def test_step_flags_of_qemu(connected: GdbSession) -> None:
