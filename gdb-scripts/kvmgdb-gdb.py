@@ -74,6 +74,15 @@ def _keeps_selection(function: _Invoke) -> _Invoke:
     return restoring
 
 
+def _selected_vcpu() -> str:
+    """The number of the selected thread's vCPU, or nothing for a sleeping task. The
+    server cannot know: GDB tells it of a thread when it asks for something new."""
+    thread = gdb.selected_thread()
+    name = "" if thread is None else thread.name or ""
+    words = name.split()
+    return words[1] if words[:1] == ["vCPU"] and len(words) > 1 else ""
+
+
 def _register(name: str) -> int | None:
     """A register of the newest frame as an unsigned integer, or None where the
     machine does not know it."""
@@ -111,7 +120,7 @@ class _KvmTranslate(gdb.Command):
         if not argument:
             raise gdb.GdbError("usage: kvm translate EXPRESSION")
         address = int(gdb.parse_and_eval(argument)) & 0xFFFFFFFFFFFFFFFF
-        gdb.write(_monitor(f"translate {address:#x}"))
+        gdb.write(_monitor(f"translate {address:#x} {_selected_vcpu()}"))
 
 
 class _KvmVcpus(gdb.Command):

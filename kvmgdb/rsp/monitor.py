@@ -119,8 +119,8 @@ def _size(size: int) -> str:
 
 
 def _translate(session: Session, arguments: list[str]) -> str:
-    if len(arguments) != 1:
-        raise UsageError("usage: monitor translate ADDRESS")
+    if len(arguments) not in (1, 2):
+        raise UsageError("usage: monitor translate ADDRESS [VCPU]")
     try:
         gva = int(arguments[0], 0)
     except ValueError:
@@ -128,11 +128,16 @@ def _translate(session: Session, arguments: list[str]) -> str:
     if not 0 <= gva < 1 << 64:
         raise UsageError(f"{arguments[0]!r} is not a 64-bit address")
     vcpu = session.register_vcpu.index
+    if len(arguments) == 2:
+        count = len(session.machine.vcpus)
+        if not arguments[1].isdecimal() or int(arguments[1]) >= count:
+            raise UsageError(f"{arguments[1]!r} is not a vCPU: they are 0 to {count - 1}")
+        vcpu = int(arguments[1])
     try:
         translation = session.machine.translate(vcpu, gva)
     except MemoryFault as fault:
         return f"{gva:#x} is not mapped on vCPU {vcpu}: {fault}\n"
-    return _describe(gva, translation)
+    return f"vCPU {vcpu}: " + _describe(gva, translation)
 
 
 def _describe(gva: int, translation: Translation) -> str:
@@ -212,7 +217,11 @@ COMMANDS: dict[str, Command] = {
         "info [memory|vcpus|TOPIC]",
         "the machine; its memory layout; its vCPUs; TOPIC: what the VMM's monitor knows",
     ),
-    "translate": Command(_translate, "translate ADDRESS", "walk the selected vCPU's page tables"),
+    "translate": Command(
+        _translate,
+        "translate ADDRESS [VCPU]",
+        "walk a vCPU's page tables: without VCPU, of the one GDB asked about last",
+    ),
     "tasks": Command(_tasks, "tasks on|off", "show the guest's sleeping tasks as threads"),
     "debuggers": Command(_debuggers, "debuggers", "who is connected, and who holds the guest"),
     "disconnect": Command(_disconnect, "disconnect NUMBER", "drop another debugger"),

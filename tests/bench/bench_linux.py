@@ -13,6 +13,7 @@ finds the same symbols in a dump of the same guest's kernel.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import resource
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvmgdb.demo.guest import GuestOptions, LinuxGuest
+from kvmgdb.demo.guest import GuestOptions
 from kvmgdb.demo.kernel import DEFAULT_PACKAGE, fetch_kernel
 from kvmgdb.linux.attach import find_kernel, stopped
 from kvmgdb.linux.kernel import Kernel
@@ -33,6 +34,7 @@ from kvmgdb.linux.stacks import Unwinder
 from kvmgdb.linux.tasks import TaskList, list_tasks
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.target import parse_target
+from tests.linux.probed import ProbedGuest
 
 UNWINDS = 2000
 # What is wanted for a kernel of up to this many symbols, and for larger ones.
@@ -153,8 +155,8 @@ def main() -> None:
     parser.add_argument("--suite", help="of Debian, whose cloud kernel is the guest's")
     arguments = parser.parse_args()
     files = fetch_kernel(DEFAULT_PACKAGE, arguments.suite)
-    with LinuxGuest(files, GuestOptions(name="kvmgdb-bench", memory=384)) as guest:
-        guest.wait_ready(180)
+    options = GuestOptions(name="kvmgdb-bench", memory=384, append="KVMGDB_CROWD=1")
+    with contextlib.closing(ProbedGuest(files, options)) as guest:
         machine = parse_target(str(guest.pid)).open()
         try:
             with stopped(machine):

@@ -48,10 +48,18 @@ def test_translate_follows_the_selected_vcpu(
 ) -> None:
     """User space is mapped differently on each vCPU."""
     gdb = connected
-    gdb.cli("thread 2")
+    gdb.cli(f"source {ROOT}/gdb-scripts/kvmgdb-gdb.py")
+    for vcpu in (1, 0, 1):
+        gdb.cli(f"thread {vcpu + 1}")
+        assert f"vCPU {vcpu}: GVA " in gdb.cli("kvm translate $idtr_base")
+    for vcpu in (0, 1):
+        text = gdb.cli(f"monitor translate {gdb.integer('$idtr_base'):#x} {vcpu}")
+        assert f"vCPU {vcpu}: GVA " in text
+    assert "'2' is not a vCPU: they are 0 to 1" in gdb.cli("monitor translate 0 2")
+    # What GDB asks for next is what the server takes for selected.
+    gdb.cli("maintenance flush register-cache")
+    gdb.integer("$cr3")
     assert re.search(r"^\* vCPU 1", gdb.cli("monitor info vcpus"), re.MULTILINE)
-    gdb.cli("thread 1")
-    assert re.search(r"^\* vCPU 0", gdb.cli("monitor info vcpus"), re.MULTILINE)
 
 
 def test_quit_ends_the_server_and_gives_the_guest_back(

@@ -125,6 +125,8 @@ static const struct sleeper {
                 {"in-pipe", sleep_in_pipe},
                 {"in wait", sleep_in_wait}};
 
+enum { CROWD = 150 };
+
 enum { SLEEPERS = sizeof(sleepers) / sizeof(sleepers[0]) };
 
 static void start_sleepers(void) {
@@ -133,6 +135,13 @@ static void start_sleepers(void) {
       call(__NR_prctl, PR_SET_NAME, (long)sleepers[i].name, 0, 0);
       sleepers[i].sleep();
     }
+}
+
+// As many tasks as a guest has that does something.
+static void start_crowd(void) {
+  for (int i = 0; i < CROWD; i++)
+    if (call(__NR_fork, 0, 0, 0, 0) == 0)
+      sleep_in_pause();
 }
 
 // Has all CPUs print their stacks, again and again.
@@ -174,6 +183,8 @@ __attribute__((noreturn, used)) static void probe(long *stack) {
   for (char **word = environment; *word; word++)
     if (same(*word, "KVMGDB_GENERATE=1"))
       generate_code();
+    else if (same(*word, "KVMGDB_CROWD=1"))
+      start_crowd();
     else if (same(*word, "KVMGDB_STACKS=1"))
       start_stack_dumps();
   start_sleepers();
