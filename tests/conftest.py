@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import leftovers
+from tests.support import background, leftovers
 from tests.support.gdb import GdbSession
 from tests.support.require import NEEDS, PYPI_GDB, SYSTEM_GDB, demand, required
 
@@ -27,6 +27,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if unknown:
             raise pytest.UsageError(f"{item.nodeid} requires unknown {', '.join(sorted(unknown))}")
         demand(marker.args)
+    background.give_way(item.fixturenames if isinstance(item, pytest.Function) else ())
 
 
 @pytest.hookimpl(trylast=True)

@@ -14,6 +14,7 @@ from kvmgdb.linux.kernel import Kernel
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.target import parse_target
 from tests.linux.probed import ProbedGuest
+from tests.support import background
 
 StartProbed = Callable[..., ProbedGuest]
 
@@ -22,6 +23,7 @@ StartProbed = Callable[..., ProbedGuest]
 def probed_guest(linux_kernel: KernelFiles) -> Iterator[ProbedGuest]:
     """The stock kernel with two vCPUs and KASLR, shared by all tests."""
     guest = ProbedGuest(linux_kernel, GuestOptions(name="kvmgdb-probed", memory=320))
+    background.share("probed_guest", lambda: guest.pid)
     yield guest
     guest.close()
 

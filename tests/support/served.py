@@ -17,6 +17,7 @@ import pytest
 
 from kvmgdb.demo.guest import GuestOptions, LinuxGuest
 from kvmgdb.demo.kernel import Kernel
+from tests.support import background
 from tests.support.polling import wait_for
 from tests.support.qemu import qmp
 from tests.support.server import KvmgdbServer
@@ -118,6 +119,11 @@ class _Shared:
             self._guest.linux.wait_ready()
         return self._guest
 
+    @property
+    def pid(self) -> int | None:
+        """The process ID of its QEMU, where it has been started."""
+        return None if self._guest is None else self._guest.pid
+
     def drop(self) -> None:
         if self._guest is not None:
             self._guest.close()
@@ -127,6 +133,7 @@ class _Shared:
 @pytest.fixture(scope="session")
 def _shared_watched_guest(linux_kernel: Kernel) -> Iterator[_Shared]:
     shared = _Shared(linux_kernel)
+    background.share("_shared_watched_guest", lambda: shared.pid)
     yield shared
     shared.drop()
 

@@ -17,6 +17,7 @@ from kvmgdb.linux.stacks import Unwinder
 from kvmgdb.machine.target import parse_target
 from kvmgdb.symbols import build_vmlinux
 from tests.linux.probed import ProbedGuest
+from tests.support import background
 from tests.support.gdb import GdbSession
 from tests.support.require import requires
 from tests.support.server import KvmgdbServer
@@ -51,6 +52,11 @@ class BusyGuest:
             self._guest.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        """The process ID of QEMU."""
+        return self._guest.pid
+
     def connect(self, gdb: GdbSession) -> None:
         gdb.cli(f"file {self.path}", LOAD_SECONDS)
         gdb.connect(self.server.address, LOAD_SECONDS)
@@ -68,6 +74,7 @@ def busy(
     linux_kernel: KernelFiles, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BusyGuest]:
     guest = BusyGuest(linux_kernel, tmp_path_factory.mktemp("busy"))
+    background.share("busy", lambda: guest.pid)
     yield guest
     guest.close()
 

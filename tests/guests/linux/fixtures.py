@@ -9,6 +9,7 @@ import pytest
 
 from kvmgdb.demo.guest import GuestOptions, LinuxGuest
 from kvmgdb.demo.kernel import Kernel, fetch_kernel
+from tests.support import background
 from tests.support.require import demand
 
 StartGuest = Callable[..., LinuxGuest]
@@ -25,6 +26,7 @@ def linux_kernel() -> Kernel:
 def _shared_guest(linux_kernel: Kernel) -> Iterator[LinuxGuest]:
     with LinuxGuest(linux_kernel, GuestOptions(name="kvmgdb-shared")) as guest:
         guest.wait_ready()
+        background.share("_shared_guest", lambda: guest.pid)
         yield guest
 
 
