@@ -22,5 +22,7 @@ def demangle(name: str) -> str:
         parsed = itanium_demangler.parse(name)
         text = name if parsed is None else str(parsed)
     except (NotImplementedError, RecursionError, LookupError, ValueError, TypeError):
+        # What the library raises for a mangling that it does not know (a lambda), or
+        # that is none, and no list of its own says: the name stays as the guest has it.
         return name
     return _RUST_HASH.sub("", text)

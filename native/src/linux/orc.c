@@ -11,6 +11,7 @@
 
 #include "../cleanup.h"
 #include "../error.h"
+#include "../ranges.h"
 
 #define MAX_ENTRIES (UINT32_C(1) << 24)
 #define MAX_ENTRY_SIZE 16
@@ -212,18 +213,13 @@ void kvmgdb_unwinder_destroy(struct kvmgdb_unwinder *unwinder) {
   free(unwinder);
 }
 
+_Static_assert(offsetof(struct orc_table, start) == 0, "see ranges.h");
+
 /* How many tables begin at or below `ip`. */
 static size_t tables_below(const struct kvmgdb_unwinder *unwinder,
                            uint64_t ip) {
-  size_t low = 0, high = unwinder->count;
-  while (low < high) {
-    size_t middle = low + (high - low) / 2;
-    if (unwinder->tables[middle].start <= ip)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
+  return ranges_up_to(unwinder->tables, unwinder->count,
+                      sizeof(*unwinder->tables), ip);
 }
 
 enum kvmgdb_status kvmgdb_unwinder_add(struct kvmgdb_unwinder *unwinder,

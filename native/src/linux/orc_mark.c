@@ -4,22 +4,18 @@
 #include <string.h>
 
 #include "../error.h"
+#include "../ranges.h"
 #include "orc.h"
 
 /* A kernel has a dozen; the rest is for trampolines of ftrace. */
 #define MAX_MARKS (UINT32_C(1) << 16)
 
+_Static_assert(offsetof(struct orc_mark, start) == 0, "see ranges.h");
+
 /* How many marks begin at or below `ip`. */
 static size_t marks_below(const struct kvmgdb_unwinder *unwinder, uint64_t ip) {
-  size_t low = 0, high = unwinder->mark_count;
-  while (low < high) {
-    size_t middle = low + (high - low) / 2;
-    if (unwinder->marks[middle].start <= ip)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
+  return ranges_up_to(unwinder->marks, unwinder->mark_count,
+                      sizeof(*unwinder->marks), ip);
 }
 
 enum kvmgdb_status kvmgdb_unwinder_mark(struct kvmgdb_unwinder *unwinder,

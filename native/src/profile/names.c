@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../ranges.h"
+
 void names_deinit(struct names *names) {
   for (size_t i = 0; i < names->count; i++)
     free(names->spaces[i].ranges);
@@ -22,17 +24,12 @@ static struct name_space *space_of(struct names *names, uint32_t space) {
   return &names->spaces[space];
 }
 
+_Static_assert(offsetof(struct named_range, start) == 0, "see ranges.h");
+
 /* How many ranges begin at or below `address`. */
 static size_t count_up_to(const struct name_space *space, uint64_t address) {
-  size_t low = 0, high = space->count;
-  while (low < high) {
-    size_t middle = low + (high - low) / 2;
-    if (space->ranges[middle].start <= address)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
+  return ranges_up_to(space->ranges, space->count, sizeof(*space->ranges),
+                      address);
 }
 
 static bool reserve(struct name_space *space) {
