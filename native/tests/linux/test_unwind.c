@@ -6,6 +6,7 @@
 
 #include "../guest.h"
 #include "../harness.h"
+#include "../orc_entry.h"
 
 static void destroy(struct kvmgdb_unwinder **unwinder) {
   kvmgdb_unwinder_destroy(*unwinder);
@@ -21,11 +22,6 @@ static void destroy(struct kvmgdb_unwinder **unwinder) {
 enum { LEAF, MIDDLE, BP_BASED, ENTRY, INTERRUPT, SWITCHED, LAST, NO_RULE };
 #define FUNCTION(number) (TEXT + 0x100 * (number))
 
-struct raw_entry {
-  int16_t sp_offset, bp_offset;
-  uint16_t bits;
-};
-
 /* Until 6.3, and since 7.1. */
 static const struct kvmgdb_orc_layout old_layout = {
     .entry_size = 6,
@@ -36,15 +32,7 @@ static const struct kvmgdb_orc_layout old_layout = {
     .type = {40, 2},
     .end = {42, 1},
     .types = KVMGDB_ORC_TYPES_CALL_FIRST};
-static const struct kvmgdb_orc_layout new_layout = {
-    .entry_size = 6,
-    .sp_offset = {0, 16},
-    .bp_offset = {16, 16},
-    .sp_reg = {32, 4},
-    .bp_reg = {36, 4},
-    .type = {40, 3},
-    .signal = {43, 1},
-    .types = KVMGDB_ORC_TYPES_UNDEFINED_FIRST};
+static const struct kvmgdb_orc_layout new_layout = {ORC_LAYOUT};
 
 #define BITS(sp, bp, type) (uint16_t)((sp) | (bp) << 4 | (type) << 8)
 #define SIGNAL (1u << 11)

@@ -5,6 +5,7 @@
 
 #include "../guest.h"
 #include "../harness.h"
+#include "../orc_entry.h"
 
 static void destroy(struct kvmgdb_unwinder **unwinder) {
   kvmgdb_unwinder_destroy(*unwinder);
@@ -26,19 +27,7 @@ enum { LEAF, LAST, PARTIAL, UNRULED };
 #define IRET FUNCTION(UNRULED + 2)
 
 static const struct kvmgdb_orc_layout layout = {
-    .entry_size = 6,
-    .sp_offset = {0, 16},
-    .bp_offset = {16, 16},
-    .sp_reg = {32, 4},
-    .bp_reg = {36, 4},
-    .type = {40, 3},
-    .types = KVMGDB_ORC_TYPES_UNDEFINED_FIRST,
-    .registers = KVMGDB_ORC_REGISTERS_SP5};
-
-struct raw_entry {
-  int16_t sp_offset, bp_offset;
-  uint16_t bits;
-};
+    ORC_LAYOUT, .registers = KVMGDB_ORC_REGISTERS_SP5};
 
 struct scene {
   uint64_t stack[WORDS];

@@ -7,6 +7,7 @@
 
 #include "../guest.h"
 #include "../harness.h"
+#include "../orc_entry.h"
 #include "dwarf_walk.h"
 
 static void destroy_debug(struct kvmgdb_debug **debug) {
@@ -126,23 +127,10 @@ static struct kvmgdb_symbols *make_symbols(void) {
 }
 
 static const struct kvmgdb_orc_layout layout = {
-    .entry_size = 6,
-    .sp_offset = {0, 16},
-    .bp_offset = {16, 16},
-    .sp_reg = {32, 4},
-    .bp_reg = {36, 4},
-    .type = {40, 3},
-    .signal = {43, 1},
-    .types = KVMGDB_ORC_TYPES_UNDEFINED_FIRST,
-    .registers = KVMGDB_ORC_REGISTERS_SP3};
-
-struct orc_bytes {
-  int16_t sp_offset, bp_offset;
-  uint16_t bits;
-};
+    ORC_LAYOUT, .registers = KVMGDB_ORC_REGISTERS_SP3};
 
 static void add_rules(struct kvmgdb_unwinder *unwinder, const uint32_t *places,
-                      const struct orc_bytes *entries, size_t count) {
+                      const struct raw_entry *entries, size_t count) {
   int32_t ips[64];
   struct kvmgdb_orc_layout copy = layout;
   for (size_t i = 0; i < count; i++)
@@ -319,7 +307,7 @@ TEST(debug, types_that_multiply_are_bounded) {
 
 TEST(debug, frames) {
   static const uint32_t places[] = {0x100, 0x104, 0x140, 0x150, 0x180, 0x190};
-  static const struct orc_bytes entries[] = {
+  static const struct raw_entry entries[] = {
       {8, 0, BITS(3, 0, 2)},          {16, -16, BITS(3, 8, 2)},
       {0, 0, BITS(3, 0, 3) | SIGNAL}, {8, 0, BITS(3, 0, 4) | SIGNAL},
       {0, 0, BITS(9, 0, 2)},          {0, 0, BITS(0, 0, 1)}};
@@ -374,7 +362,7 @@ TEST(debug, noise_as_unwind_table) {
     DEBUG *debug = new_debug();
     UNWINDER *unwinder = NULL;
     uint32_t places[64];
-    struct orc_bytes entries[64];
+    struct raw_entry entries[64];
     struct kvmgdb_debug_rule rule;
     for (int i = 0; i < 64; i++) {
       uint64_t noise = random_next(&state);
