@@ -23,6 +23,8 @@ _UNIX_CONNECTED = "03"  # SS_CONNECTED in its St column
 _TCP_LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 _TCP_ESTABLISHED = "01"
 _TICKS = os.sysconf("SC_CLK_TCK")
+# A process may have any words for arguments.
+_NUMBER = r"[0-9]{1,18}"
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _vcpus(value: str) -> int:
     for item in _split(value):
         key, separator, text = item.partition("=")
         number = text if separator else item
-        if not number.isdigit():
+        if not re.fullmatch(_NUMBER, number):
             continue
         if not separator or key == "cpus":
             return int(number)
@@ -155,7 +157,7 @@ def _vcpus(value: str) -> int:
 
 def _size(text: str) -> int:
     """A memory size of QEMU's ``-m``: mebibytes unless a suffix says else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)[Bb]?", text)
+    match = re.fullmatch(rf"({_NUMBER}(?:\.{_NUMBER})?)([KMGTkmgt]?)[Bb]?", text)
     if not match:
         return 0
     shift = {"k": 10, "": 20, "m": 20, "g": 30, "t": 40}[match[2].lower()]

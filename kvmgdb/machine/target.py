@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +51,7 @@ def parse_target(text: str | None) -> Target:
     if text.startswith("qmp:"):
         address = _qmp_address(text.removeprefix("qmp:"))
         return Target(f"QEMU at {address}", lambda: QemuMachine.open_qmp(address))
-    if text.isascii() and text.isdigit():
+    if re.fullmatch(r"[0-9]{1,18}", text):
         pid = int(text)
         return _process_target(_process(pid), lambda: _process(pid))
     if not text or "\0" in text:
