@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-from typing import Any
+from typing import NoReturn
 
 import click
 
 from kvmgdb import __version__
-from kvmgdb.errors import KvmgdbError, UsageError
+from kvmgdb.cli.terminal import abandon_output, is_unwritable, prepare_output, show_error
+from kvmgdb.errors import HostError, KvmgdbError, UsageError
 
 _COMMANDS = (
     "list",
@@ -57,21 +57,30 @@ def cli() -> None:
     """
 
 
-def main(arguments: list[str] | None = None) -> Any:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line. Exit status: 0 done, 1 the target could not be
-    reached or refused, 2 wrong usage."""
+    reached or refused, 2 wrong usage. Raises KeyboardInterrupt."""
+    prepare_output()
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
-        return cli.main(arguments, prog_name="kvmgdb", standalone_mode=True)
+        result = cli.main(arguments, prog_name="kvmgdb", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     except KvmgdbError as error:
         show_error(error)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except BrokenPipeError:
-        # The reader of our output has left; it knows why.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-
-
-def show_error(error: KvmgdbError) -> None:
-    click.echo(click.style("kvmgdb: ", fg="red", bold=True) + str(error), err=True)
-    if error.remedy:
-        click.echo(f"        {error.remedy}", err=True)
+        return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        if not is_unwritable(error):
+            raise
+        abandon_output()
+        # A reader that has left knows why.
+        if not isinstance(error, BrokenPipeError):
+            show_error(HostError("the output cannot be written", error.errno or 0))
+        return 1

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import click
 
-from kvmgdb.cli.guest import attached, note, print_json, stopped_for
+from kvmgdb.cli.guest import attached, print_json, stopped_for
+from kvmgdb.cli.terminal import echo, note
 from kvmgdb.errors import KvmgdbError
 from kvmgdb.linux.attach import find_kernel
 from kvmgdb.linux.figures import task_paging
@@ -28,7 +29,10 @@ class _Stack:
     trace: Backtrace
 
 
-@click.command()
+@click.command(
+    short_help="Print the call stack of each vCPU, and of tasks.",
+    epilog="Example: kvmgdb backtrace vm1 --all-tasks",
+)
 @click.argument("target", required=False)
 @click.option("--all-tasks", is_flag=True, help="Every sleeping task too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
@@ -96,13 +100,13 @@ def _title(stack: _Stack) -> str:
 
 
 def _print(stack: _Stack) -> None:
-    click.echo(f"{_title(stack)}:")
+    echo(f"{_title(stack)}:")
     for number, frame in enumerate(stack.trace.frames):
         how = "" if frame.how in ("ORC", "registers") else f"  ({frame.how})"
-        click.echo(f"  #{number:<3}{frame.frame.ip:#018x} {frame if frame.symbol else '?'}{how}")
+        echo(f"  #{number:<3}{frame.frame.ip:#018x} {frame if frame.symbol else '?'}{how}")
     if stack.trace.broken is not None:
-        click.echo(f"  the chain breaks here: {stack.trace.broken}")
-    click.echo()
+        echo(f"  the chain breaks here: {stack.trace.broken}")
+    echo()
 
 
 def _facts(stack: _Stack) -> dict[str, object]:

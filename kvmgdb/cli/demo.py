@@ -28,7 +28,7 @@ from kvmgdb.errors import HostError, MachineError
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@click.command()
+@click.command(epilog="Example: kvmgdb demo --batch")
 @click.option("--batch", is_flag=True, help="Do not hand over to you: show GDB at work, then end.")
 @click.option("--gdb", default="gdb", show_default=True, metavar="PROGRAM", help="The GDB to use.")
 def demo(batch: bool, gdb: str) -> None:

@@ -11,11 +11,12 @@ import click
 from kvmgdb.cli.guest import attached
 from kvmgdb.linux.attach import find_kernel
 from kvmgdb.linux.log import LEVELS, Record, read_log
+from kvmgdb.printable import printable_lines
 
 _FOLLOW_SECONDS = 0.5
 
 
-@click.command()
+@click.command(epilog="Example: kvmgdb dmesg vm1 --level warn --follow")
 @click.argument("target", required=False)
 @click.option(
     "--level",
@@ -62,6 +63,5 @@ def _print(record: Record, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     seconds, rest = divmod(record.time // 1000, 1_000_000)
-    for line in record.text.split("\n"):
-        shown = "".join(char if char.isprintable() or char == "\t" else "?" for char in line)
-        click.echo(f"[{seconds:5}.{rest:06}] {shown}")
+    for line in printable_lines(record.text).split("\n"):
+        click.echo(f"[{seconds:5}.{rest:06}] {line}")

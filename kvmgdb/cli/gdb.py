@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from kvmgdb.cli.serving import log, open_for_check, serve
+from kvmgdb.cli.serving import open_for_check, serve
+from kvmgdb.cli.terminal import note
 from kvmgdb.errors import HostError, KvmgdbError
 from kvmgdb.linux.attach import find_kernel
 from kvmgdb.linux.identity import identify
@@ -57,16 +58,19 @@ def own_vmlinux(target: Target, machine: Machine | None) -> Path | None:
         return None
     files = find_debug_file(identity.build_id, identity.release)
     for path, build_id in files.strangers:
-        log(
+        note(
             f"warning: {path} is of another kernel (build ID {build_id}, the guest's is "
             f"{identity.build_id}): it is not used"
         )
     if files.found is not None:
-        log(f"source lines come from {files.found}")
+        note(f"source lines come from {files.found}")
     return files.found
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Example: kvmgdb gdb vm1 -- -ex 'info threads'",
+)
 @click.argument("target", required=False)
 @click.argument("gdb_arguments", nargs=-1, type=click.UNPROCESSED)
 def gdb(target: str | None, gdb_arguments: tuple[str, ...]) -> None:
@@ -101,5 +105,5 @@ def gdb(target: str | None, gdb_arguments: tuple[str, ...]) -> None:
             )
             return await process.wait()
 
-        status = serve(Debuggee(found.open, log, machine), ListenAddress(socket), run_gdb)
+        status = serve(Debuggee(found.open, note, machine), ListenAddress(socket), run_gdb)
     sys.exit(status)

@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from kvmgdb.cli.terminal import note
 from kvmgdb.linux.attach import stopped
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.target import parse_target
 
-_PIPE_WIDTH = 200
 _TRIES = 3
 
 
@@ -38,26 +36,8 @@ def attached(target: str | None) -> Iterator[Machine]:
         machine.close()
 
 
-def note(text: str) -> None:
-    """A remark that is no part of the output."""
-    click.echo(f"kvmgdb: {text}", err=True)
-
-
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
-
-
-def print_table(titles: dict[str, bool], rows: list[list[str]]) -> None:
-    """``titles`` says of each column whether it holds numbers."""
-    table = Table(box=None, pad_edge=False)
-    for title, numeric in titles.items():
-        table.add_column(title, justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH, highlight=False, markup=False)
-    console.print(table)
 
 
 @contextmanager

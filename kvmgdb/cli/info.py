@@ -7,6 +7,7 @@ from contextlib import suppress
 import click
 
 from kvmgdb.cli.guest import attached, print_json
+from kvmgdb.cli.terminal import echo
 from kvmgdb.errors import KvmgdbError, NoKernelError, UnsupportedError
 from kvmgdb.linux.attach import find_kernel
 from kvmgdb.linux.figures import memory_figures
@@ -15,7 +16,7 @@ from kvmgdb.linux.kernel import Kernel
 from kvmgdb.machine.interface import Machine
 
 
-@click.command()
+@click.command(epilog="Example: kvmgdb info vm1")
 @click.argument("target", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def info(target: str | None, as_json: bool) -> None:
@@ -34,9 +35,9 @@ def info(target: str | None, as_json: bool) -> None:
         if isinstance(section, dict):
             for name, value in section.items():
                 if value not in (None, "", []):
-                    click.echo(f"{name.replace('_', ' ') + ':':<18}{_show(name, value)}")
+                    echo(f"{name.replace('_', ' ') + ':':<18}{_show(name, value)}")
         elif section is not None:
-            click.echo(f"{title + ':':<18}{section}")
+            echo(f"{title + ':':<18}{section}")
 
 
 def _show(name: str, value: object) -> str:

@@ -6,13 +6,12 @@ import json
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from kvmgdb.cli.terminal import print_table
 from kvmgdb.machine.processes import VmProcess, vm_processes
 
 
-@click.command("list")
+@click.command("list", epilog="Example: kvmgdb list --json")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
 def list_machines(as_json: bool) -> None:
     """List the virtual machines on this host."""
@@ -23,13 +22,11 @@ def list_machines(as_json: bool) -> None:
     if not rows:
         click.echo("no virtual machine runs on this host that this user can see")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("PID", "VMM", "NAME", "VCPUS", "MEMORY", "ACCEL", "UPTIME", "ACCESS"):
-        numeric = title in ("PID", "VCPUS", "MEMORY", "UPTIME")
-        table.add_column(title, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*_cells(row))
-    Console(width=None if Console().is_terminal else 200, highlight=False).print(table)
+    titles = {
+        title: title in ("PID", "VCPUS", "MEMORY", "UPTIME")
+        for title in ("PID", "VMM", "NAME", "VCPUS", "MEMORY", "ACCEL", "UPTIME", "ACCESS")
+    }
+    print_table(titles, [_cells(row) for row in rows], fold=True)
 
 
 def _row(process: VmProcess) -> dict[str, Any]:

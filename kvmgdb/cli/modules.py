@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from kvmgdb.cli.guest import attached, print_json, print_table, read_list
+from kvmgdb.cli.guest import attached, print_json, read_list
+from kvmgdb.cli.terminal import print_table
 from kvmgdb.linux.attach import find_kernel
 from kvmgdb.linux.modules import list_modules
 
 
-@click.command()
+@click.command(epilog="Example: kvmgdb modules vm1")
 @click.argument("target", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def modules(target: str | None, as_json: bool) -> None:

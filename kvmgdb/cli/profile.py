@@ -13,8 +13,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from kvmgdb.cli.guest import attached, note
+from kvmgdb.cli.guest import attached
 from kvmgdb.cli.selection import by_option, roots_of
+from kvmgdb.cli.terminal import note
 from kvmgdb.errors import KvmgdbError, TargetNotFoundError, UsageError
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.processes import vm_processes
@@ -34,7 +35,10 @@ _ENOUGH = 0.9
 _DEFAULT_OUTPUT = "profile.kvmprof"
 
 
-@click.command()
+@click.command(
+    short_help="Record what a guest executes, with call stacks.",
+    epilog="Example: kvmgdb profile vm1 --duration 10 -o vm1.html",
+)
 @click.argument("target", required=False)
 @click.option("--all", "every", is_flag=True, help="Every virtual machine on this host.")
 @click.option("--rate", default=99.0, show_default=True, help="Samples a second, of each vCPU.")

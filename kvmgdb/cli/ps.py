@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from kvmgdb.cli.guest import attached, print_json, print_table, read_list
+from kvmgdb.cli.guest import attached, print_json, read_list
+from kvmgdb.cli.terminal import print_table
 from kvmgdb.linux.attach import find_kernel
 from kvmgdb.linux.tasks import Task, TaskList, list_tasks
 
@@ -12,7 +13,7 @@ from kvmgdb.linux.tasks import Task, TaskList, list_tasks
 _MAX_DEPTH = 64
 
 
-@click.command()
+@click.command(epilog="Example: kvmgdb ps vm1 --tree")
 @click.argument("target", required=False)
 @click.option("--threads", is_flag=True, help="Every thread, not only processes.")
 @click.option("--tree", is_flag=True, help="Children below their parents.")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from kvmgdb.cli.guest import note, print_json, print_table
+from kvmgdb.cli.guest import print_json
 from kvmgdb.cli.selection import view_of, view_options
+from kvmgdb.cli.terminal import note, print_table
 from kvmgdb.errors import NotFoundError, UsageError
 from kvmgdb.profiler import formats
 from kvmgdb.profiler.compare import Change, compare
@@ -20,7 +21,10 @@ from kvmgdb.profiler.view import View
 _FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(
+    short_help="Print what a recording says, or convert it.",
+    epilog="Example: kvmgdb report profile.kvmprof --tree",
+)
 @click.argument("file", type=_FILE)
 @click.option("--tree", "as_tree", is_flag=True, help="The call tree, not a list of functions.")
 @click.option("--callers", metavar="FUNCTION", help="Who called this function, and from where.")

@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 from kvmgdb.cli.launch import Boot, Launched, kvm_unusable, launch
-from kvmgdb.cli.serving import DEFAULT_LISTEN, connect_hint, log, serve
+from kvmgdb.cli.serving import DEFAULT_LISTEN, connect_hint, serve
+from kvmgdb.cli.terminal import note
 from kvmgdb.demo.process import end
 from kvmgdb.errors import UsageError
 from kvmgdb.rsp.debuggee import Debuggee
@@ -23,7 +24,10 @@ _MAX_CPUS = 255
 _FAREWELL = 0.3
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(
+    context_settings={"show_default": True},
+    epilog="Example: kvmgdb run vmlinuz --initrd initrd.img --append console=ttyS0",
+)
 @click.argument("kernel", type=click.Path(exists=True, dir_okay=False))
 @click.option("--initrd", type=click.Path(exists=True, dir_okay=False), help="Initial RAM disk.")
 @click.option("--append", default="", metavar="S", help="Kernel command line.")
@@ -72,17 +76,17 @@ def run(
 def _choose_accelerator() -> str:
     reason = kvm_unusable()
     if reason:
-        log(f"running under TCG, QEMU's translator: {reason}")
+        note(f"running under TCG, QEMU's translator: {reason}")
         return "tcg"
-    log("running under KVM: a test guest ran")
+    note("running under KVM: a test guest ran")
     return "kvm"
 
 
 def _serve(machine: Launched, listen: ListenAddress) -> int:
-    debuggee = Debuggee(machine.open, log, end_machine=machine.process.terminate)
+    debuggee = Debuggee(machine.open, note, end_machine=machine.process.terminate)
 
     async def until_the_end(server: Server) -> int:
-        log(f"waiting for GDB: {connect_hint(server)}")
+        note(f"waiting for GDB: {connect_hint(server)}")
         ended = asyncio.Event()
         descriptor = os.pidfd_open(machine.process.pid)
         loop = asyncio.get_running_loop()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import click
 
-from kvmgdb.cli.serving import DEFAULT_LISTEN, log, open_for_check
+from kvmgdb.cli.serving import DEFAULT_LISTEN, open_for_check
 from kvmgdb.cli.serving import serve as serve_debuggee
+from kvmgdb.cli.terminal import note
 from kvmgdb.machine.target import parse_target
 from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.server import ListenAddress
 
 
-@click.command()
+@click.command(epilog="Example: kvmgdb serve vm1, and elsewhere gdb -ex 'target remote :1234'")
 @click.argument("target", required=False)
 @click.option(
     "--listen",
@@ -29,4 +30,4 @@ def serve(target: str | None, listen: str) -> None:
     address = ListenAddress.parse(listen)
     found = parse_target(target)
     machine = open_for_check(found)
-    serve_debuggee(Debuggee(found.open, log, machine), address)
+    serve_debuggee(Debuggee(found.open, note, machine), address)

@@ -6,19 +6,13 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 
-import click
-
+from kvmgdb.cli.terminal import note
 from kvmgdb.machine.interface import Machine, MachineInfo
 from kvmgdb.machine.target import Target
 from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.server import ListenAddress, Server
 
 DEFAULT_LISTEN = "127.0.0.1:1234"
-
-
-def log(line: str) -> None:
-    """A line for the person who runs the server; GDB may own standard output."""
-    click.echo(f"kvmgdb: {line}", err=True)
 
 
 def describe(info: MachineInfo) -> str:
@@ -43,11 +37,11 @@ def open_for_check(target: Target) -> Machine | None:
     """
     machine = target.open()
     info = machine.info()
-    log(describe(info))
-    for note in info.notes:
-        log(f"note: {note}")
+    note(describe(info))
+    for remark in info.notes:
+        note(f"note: {remark}")
     if target.stops_guest:
-        log("the stub stopped the guest when kvmgdb connected; it runs when a debugger lets it")
+        note("the stub stopped the guest when kvmgdb connected; it runs when a debugger lets it")
         return machine
     machine.close()
     return None
@@ -79,7 +73,7 @@ async def _serve(
         raise
     if while_serving is None:
         if server.address is not None:
-            log(f"waiting for GDB: {connect_hint(server)}")
+            note(f"waiting for GDB: {connect_hint(server)}")
         await server.serve()
         return 0
     serving = asyncio.ensure_future(server.serve())

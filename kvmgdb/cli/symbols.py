@@ -7,15 +7,20 @@ from collections.abc import Iterator
 
 import click
 
-from kvmgdb.cli.guest import attached, note, read_list
+from kvmgdb.cli.guest import attached, read_list
+from kvmgdb.cli.terminal import note
 from kvmgdb.errors import KvmgdbError
 from kvmgdb.linux.attach import find_kernel
 from kvmgdb.linux.generated import GeneratedCode, list_generated
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.modules import ModuleList, list_modules
+from kvmgdb.printable import printable
 
 
-@click.command()
+@click.command(
+    short_help="Print the symbols of the guest's kernel.",
+    epilog="Example: kvmgdb symbols vm1 | grep vfs_read",
+)
 @click.argument("target", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 def symbols(target: str | None, as_json: bool) -> None:
@@ -31,8 +36,8 @@ def symbols(target: str | None, as_json: bool) -> None:
                 facts = {"address": address, "type": kind, "name": name, "module": module}
                 click.echo(json.dumps(facts))
             else:
-                suffix = f"\t[{module}]" if module else ""
-                click.echo(f"{address:016x} {kind} {name}{suffix}")
+                suffix = f"\t[{printable(module)}]" if module else ""
+                click.echo(f"{address:016x} {kind} {printable(name)}{suffix}")
 
 
 def _all(

@@ -26,7 +26,9 @@ _PIPE_ROWS = 30
 _GLANCE = 0.1
 
 
-@click.command()
+@click.command(
+    short_help="Show where a guest spends its time, live.", epilog="Example: kvmgdb top vm1"
+)
 @click.argument("target", required=False)
 @click.option("--rate", default=99.0, show_default=True, help="Samples a second, of each vCPU.")
 @click.option(

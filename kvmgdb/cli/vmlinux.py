@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from kvmgdb.cli.guest import attached, note, print_json, read_list
+from kvmgdb.cli.guest import attached, print_json, read_list
+from kvmgdb.cli.terminal import echo, note
 from kvmgdb.errors import HostError, NotFoundError, UsageError
 from kvmgdb.linux.attach import find_kernel
 from kvmgdb.linux.kernel import Kernel
@@ -25,7 +26,10 @@ from kvmgdb.symbols.elf import COMMENT
 _BEGINNING = 64 << 10
 
 
-@click.command()
+@click.command(
+    short_help="Write the guest's kernel as an ELF file.",
+    epilog="Example: kvmgdb vmlinux vm1 -o vmlinux",
+)
 @click.argument("target", required=False)
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Where to write it."
@@ -55,7 +59,7 @@ def vmlinux(target: str | None, output: Path, module_name: str | None, as_json: 
         print_json(_facts(file, output))
         return
     seconds = time.monotonic() - begin
-    click.echo(f"{output}: {file.name}, {len(file.data) / 1024:.0f} KiB, in {seconds:.1f} s")
+    echo(f"{output}: {file.name}, {len(file.data) / 1024:.0f} KiB, in {seconds:.1f} s")
 
 
 def _find_module(machine: Machine, kernel: Kernel, name: str) -> Module:

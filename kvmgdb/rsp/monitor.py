@@ -130,7 +130,7 @@ def _translate(session: Session, arguments: list[str]) -> str:
     vcpu = session.register_vcpu.index
     if len(arguments) == 2:
         count = len(session.machine.vcpus)
-        if not arguments[1].isdecimal() or int(arguments[1]) >= count:
+        if arguments[1] not in map(str, range(count)):
             raise UsageError(f"{arguments[1]!r} is not a vCPU: they are 0 to {count - 1}")
         vcpu = int(arguments[1])
     try:
@@ -173,10 +173,10 @@ def _debuggers(session: Session, arguments: list[str]) -> str:
 
 
 def _disconnect(session: Session, arguments: list[str]) -> str:
-    if len(arguments) != 1 or not arguments[0].isdigit():
+    if len(arguments) != 1:
         raise UsageError("usage: monitor disconnect NUMBER (`monitor debuggers` lists them)")
     for debugger in session.debuggee.debuggers:
-        if debugger.number == int(arguments[0]) and debugger is not session:
+        if str(debugger.number) == arguments[0] and debugger is not session:
             debugger.close()
             return f"{debugger.name} is disconnected\n"
     raise UsageError(f"there is no other debugger {arguments[0]}")

@@ -108,9 +108,9 @@ def started(directory: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize(
     ("number", "status", "moment"),
     [
-        (signal.SIGINT, 1, "booting"),
-        (signal.SIGINT, 1, "kvmgdb serve"),
-        (signal.SIGINT, 1, "(gdb) info registers"),
+        (signal.SIGINT, 130, "booting"),
+        (signal.SIGINT, 130, "kvmgdb serve"),
+        (signal.SIGINT, 130, "(gdb) info registers"),
         (signal.SIGTERM, 143, "booting"),
         (signal.SIGHUP, 129, "kvmgdb serve"),
         (signal.SIGKILL, -9, "(gdb) info registers"),

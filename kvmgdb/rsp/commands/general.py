@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvmgdb.errors import UnsupportedError
 from kvmgdb.machine.native import rsp_frame_binary
+from kvmgdb.printable import printable_lines
 from kvmgdb.rsp import stop_reply
 from kvmgdb.rsp.description import target_description
 from kvmgdb.rsp.dispatch import (
@@ -150,7 +151,7 @@ def transfer(data: bytes, window: bytes, name: str) -> Reply:
 def remote_command(session: Session, arguments: bytes) -> Reply:
     """``qRcmd,<line in hex>``: GDB's ``monitor``."""
     line = parse_bytes(arguments, "qRcmd,").decode("utf-8", "replace")
-    text = run_command(session, line)
+    text = printable_lines(run_command(session, line))
     if not text:
         return OK
     for start in range(0, len(text), _CONSOLE_PIECE):
