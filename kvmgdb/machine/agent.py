@@ -38,6 +38,7 @@ from kvmgdb.errors import (
     TargetTimeoutError,
     UnsupportedError,
 )
+from kvmgdb.machine.holders import command_of
 from kvmgdb.machine.sampling import SamplingPlan
 
 _DECLARATIONS_MAX = 1 << 16
@@ -476,7 +477,7 @@ def _error(agent: Agent, reply: Any, doing: str) -> KvmgdbError:
         (
             "TRACED",
             TargetBusyError(
-                f"process {pid} is being traced by process {detail}{_who(int(detail))}",
+                f"process {pid} is being traced by process {detail}{_tracer(int(detail))}",
                 "end that debugger (or strace) first",
             ),
         ),
@@ -514,18 +515,9 @@ def _error(agent: Agent, reply: Any, doing: str) -> KvmgdbError:
     return BreakpointError(f"the agent failed with status {reply.status}")
 
 
-def _who(pid: int) -> str:
-    """What a process is, for people: a kvmgdb by the command that started its agent."""
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-        if name.startswith("kvmgdb-agent"):
-            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-            words = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
-            command = " ".join(word.decode(errors="replace") for word in words[1:] if word)
-            name = f"PID {parent}: {command}" if command else name
-    except OSError:
-        return ""  # it has ended meanwhile
-    return f" ({name})" if name else ""
+def _tracer(pid: int) -> str:
+    command = command_of(pid)
+    return f" ({command})" if command else ""
 
 
 def _where(exit_reason: int) -> str:

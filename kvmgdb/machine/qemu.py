@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
-import struct
 import tempfile
 import time
 from collections.abc import Mapping
@@ -34,6 +32,7 @@ from kvmgdb.errors import (
 )
 from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.guardian import Guardian
+from kvmgdb.machine.holders import client_of
 from kvmgdb.machine.interface import (
     Action,
     MachineInfo,
@@ -56,6 +55,7 @@ from kvmgdb.machine.qemu_process import (
 from kvmgdb.machine.qemu_registers import MONITOR_GROUPS, decode_info_registers
 from kvmgdb.machine.qmp import Qmp, QmpError
 from kvmgdb.machine.registers import Group, RegisterFile
+from kvmgdb.machine.sockets import listening_sockets, peer_process
 from kvmgdb.machine.stub import StubMachine
 from kvmgdb.machine.stub_vcpu import StubVcpu
 
@@ -286,7 +286,8 @@ class QemuMachine(StubMachine):
                 )
             if not filename.startswith("disconnected:"):
                 raise TargetBusyError(
-                    f"another debugger is connected to QEMU's GDB stub ({address})",
+                    f"another debugger is connected to QEMU's GDB stub ({address})"
+                    f"{client_of(address, self.pid or 0)}",
                     "detach it first: QEMU serves one debugger at a time, kvmgdb several",
                 )
             if _STUB_DIRECTORY in filename:
@@ -574,14 +575,8 @@ class QemuMachine(StubMachine):
 def _peer_pid(qmp: Qmp) -> int | None:
     """The PID of the process behind a QMP socket, as this PID namespace sees it."""
     if qmp.address.path:
-        size = struct.calcsize("3i")
-        connection = socket.socket(fileno=os.dup(qmp.fileno()))
-        with connection:
-            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        pid = int(struct.unpack("3i", credentials)[0])
+        pid = peer_process(qmp.fileno())
         return pid if pid and read_qemu_process(pid) is not None else None
-    from kvmgdb.machine.qemu_process import listening_sockets
-
     for process in qemu_processes():
         with contextlib.suppress(KvmgdbError):
             if any(a.port == qmp.address.port for a in listening_sockets(process.pid).values()):

@@ -13,15 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvmgdb.errors import AccessDeniedError, KvmgdbError, TargetGoneError, TargetNotFoundError
+from kvmgdb.errors import KvmgdbError, TargetNotFoundError
 from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.qmp import Qmp
+from kvmgdb.machine.sockets import listening_sockets, seen_from_here
 
 _BINARY = re.compile(r"qemu(-system-(x86_64|i386|amd64))?|qemu-kvm|kvm")
-_ACCEPTING = 0x10000  # __SO_ACCEPTCON in the Flags column of /proc/net/unix
-_UNIX_CONNECTED = "03"  # SS_CONNECTED in its St column
-_TCP_LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
-_TCP_ESTABLISHED = "01"
 _TICKS = os.sysconf("SC_CLK_TCK")
 # A process may have any words for arguments.
 _NUMBER = r"[0-9]{1,18}"
@@ -164,79 +161,6 @@ def _size(text: str) -> int:
     return int(float(match[1]) * (1 << shift))
 
 
-# ---- sockets --------------------------------------------------------------
-
-
-def listening_sockets(pid: int, connected: bool = False) -> dict[str, SocketAddress]:
-    """Sockets on which a process listens, by inode; or, with ``connected``, those of
-    its connections, by the address on its side. Paths are as seen from here. Raises
-    AccessDeniedError, or TargetGoneError when the process has exited."""
-    directory = f"/proc/{pid}/fd"
-    inodes = set()
-    try:
-        for descriptor in os.listdir(directory):
-            try:
-                match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"{directory}/{descriptor}"))
-            except FileNotFoundError:
-                continue
-            if match:
-                inodes.add(match[1])
-    except PermissionError:
-        raise AccessDeniedError(f"the host denies a look at the files of PID {pid}") from None
-    except FileNotFoundError:
-        raise TargetGoneError(f"process {pid} has exited") from None
-    found = {}
-    for inode, address in [*_unix_sockets(pid, connected), *_tcp_sockets(pid, connected)]:
-        if inode in inodes:
-            found[inode] = address
-    return found
-
-
-def _unix_sockets(pid: int, connected: bool) -> Iterator[tuple[str, SocketAddress]]:
-    for line in _read_lines(f"/proc/{pid}/net/unix"):
-        # Num RefCount Protocol Flags Type St Inode Path
-        fields = line.split(maxsplit=7)
-        if len(fields) != 8 or not fields[3].isalnum():
-            continue
-        if fields[5] == _UNIX_CONNECTED if connected else int(fields[3], 16) & _ACCEPTING:
-            yield fields[6], SocketAddress(path=_from_here(pid, fields[7]))
-
-
-def _tcp_sockets(pid: int, connected: bool) -> Iterator[tuple[str, SocketAddress]]:
-    for table in ("tcp", "tcp6"):
-        for line in _read_lines(f"/proc/{pid}/net/{table}"):
-            fields = line.split()
-            if len(fields) > 9 and fields[3] == (_TCP_ESTABLISHED if connected else _TCP_LISTEN):
-                port = int(fields[1].rpartition(":")[2], 16)
-                host = "127.0.0.1" if table == "tcp" else "::1"
-                yield fields[9], SocketAddress(host=host, port=port)
-
-
-def _read_lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(errors="replace").splitlines()[1:]
-    except OSError:
-        return []
-
-
-def _from_here(pid: int, path: str) -> str:
-    """A socket path of another process, by a name that works for us."""
-    if path.startswith("@"):
-        return path
-    if not path.startswith("/"):
-        return f"/proc/{pid}/cwd/{path}"
-    try:
-        if os.stat(f"/proc/{pid}/root").st_ino == os.stat("/").st_ino and _same_mounts(pid):
-            return path
-    except OSError:
-        return path
-    return f"/proc/{pid}/root{path}"
-
-
-def _same_mounts(pid: int) -> bool:
-    return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
-
-
 # ---- the monitor ----------------------------------------------------------
 
 
@@ -297,7 +221,7 @@ def _names_socket(pid: int, specification: str, inode: str, address: SocketAddre
             path = "@" + path
         if path and path not in ("@",):
             # QEMU listens under the path as it was written.
-            return address.path in (path, _from_here(pid, path))
+            return address.path in (path, seen_from_here(pid, path))
     else:
         port = values.get("port") or (head.rpartition(":")[2] if head.startswith("tcp:") else "")
         if port:
@@ -333,16 +257,17 @@ def gdb_stub_address(process: QemuProcess) -> SocketAddress | None:
     return None
 
 
-def has_debugger(process: QemuProcess) -> bool:
-    """Whether somebody is connected to the GDB stub that the command line opens."""
+def busy_stub_address(process: QemuProcess) -> SocketAddress | None:
+    """The GDB stub that the command line opens, if somebody is connected to it."""
     address = gdb_stub_address(process)
     if address is None:
-        return False
+        return None
     connections = listening_sockets(process.pid, connected=True).values()
-    return any(
+    busy = any(
         own.path == address.path if address.path else not own.path and own.port == address.port
         for own in connections
     )
+    return address if busy else None
 
 
 def parse_chardev_address(text: str, pid: int | None = None) -> SocketAddress | None:
@@ -352,7 +277,7 @@ def parse_chardev_address(text: str, pid: int | None = None) -> SocketAddress | 
     head = _split(specification)[0].partition(" <-> ")[0]
     if head.startswith("unix:"):
         path = head.removeprefix("unix:")
-        return SocketAddress(path=path if pid is None else _from_here(pid, path))
+        return SocketAddress(path=path if pid is None else seen_from_here(pid, path))
     match = re.fullmatch(r"(?:tcp|telnet):(\[.*\]|[^:]*):(\d+)", head)
     if not match:
         return None

@@ -21,6 +21,8 @@ from kvmgdb.errors import (
     TargetTimeoutError,
 )
 from kvmgdb.machine.address import SocketAddress
+from kvmgdb.machine.holders import client_of
+from kvmgdb.machine.sockets import peer_process
 
 GREETING_TIMEOUT = 2.0
 COMMAND_TIMEOUT = 10.0
@@ -73,8 +75,10 @@ class Qmp:
         try:
             greeting = self._read_message(time.monotonic() + GREETING_TIMEOUT)
         except TargetTimeoutError:
+            server = peer_process(self.fileno()) if self.address.path else 0
             raise TargetBusyError(
-                f"{self.address} accepts connections but sends no QMP greeting",
+                f"{self.address} accepts connections but sends no QMP greeting"
+                f"{client_of(self.address, server)}",
                 "it is in use by another QMP client (a QMP socket serves one at a time; "
                 "libvirt keeps its own), or it is no QMP socket: give QEMU one more with "
                 "-qmp unix:PATH,server=on,wait=off",

@@ -15,12 +15,13 @@ from kvmgdb.errors import (
     UsageError,
 )
 from kvmgdb.machine.address import SocketAddress
+from kvmgdb.machine.holders import client_of
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.kvm_qemu import QemuKvmReset, qemu_regions
 from kvmgdb.machine.processes import VmProcess, find_vm, read_vm_process, vm_processes
 from kvmgdb.machine.qemu import QemuMachine, QemuMonitorOnDemand
-from kvmgdb.machine.qemu_process import QemuProcess, gdb_stub_address, has_debugger
+from kvmgdb.machine.qemu_process import QemuProcess, busy_stub_address, gdb_stub_address
 from kvmgdb.machine.stub import StubMachine
 
 
@@ -88,10 +89,12 @@ def _process_target(found: VmProcess, find: Callable[[], VmProcess]) -> Target:
 
 def _open_process(process: VmProcess) -> Machine:
     if process.uses_kvm:
-        if process.qemu is not None and has_debugger(process.qemu):
+        stub = None if process.qemu is None else busy_stub_address(process.qemu)
+        if stub is not None:
             # Both would set what KVM stops the vCPUs for, and undo each other's.
             raise TargetBusyError(
-                f"a debugger is connected to the GDB stub of QEMU with PID {process.pid}",
+                f"a debugger is connected to the GDB stub of QEMU with PID {process.pid}"
+                f"{client_of(stub, process.pid)}",
                 "let it detach first",
             )
         monitor = None if process.qemu is None else QemuMonitorOnDemand(process.qemu)

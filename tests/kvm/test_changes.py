@@ -18,7 +18,7 @@ from kvmgdb.machine.agent import agent_path
 from kvmgdb.machine.interface import Action, MachineInfo
 from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.kvm_qemu import qemu_regions
-from kvmgdb.machine.qemu_process import has_debugger, read_qemu_process
+from kvmgdb.machine.qemu_process import busy_stub_address, read_qemu_process
 from kvmgdb.machine.target import parse_target
 from tests.agent.vm import NOBODY
 from tests.kvm.guests import image, qemu_guest
@@ -134,7 +134,7 @@ def test_a_debugger_in_the_stub_of_qemu(gdb: GdbSession, tmp_path: Path) -> None
 
 def _has_debugger(pid: int) -> bool:
     qemu = read_qemu_process(pid)
-    return qemu is not None and has_debugger(qemu)
+    return qemu is not None and busy_stub_address(qemu) is not None
 
 
 def test_where_memory_lies_by_qemus_own_word(machine: KvmMachine) -> None:

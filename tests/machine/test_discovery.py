@@ -20,10 +20,10 @@ from kvmgdb.machine.qemu_process import (
     _parse_options,
     connect_qmp,
     gdb_stub_address,
-    listening_sockets,
     parse_chardev_address,
     read_qemu_process,
 )
+from kvmgdb.machine.sockets import listening_sockets
 from kvmgdb.machine.target import parse_target
 from tests.support.polling import wait_for
 from tests.support.qemu import free_port

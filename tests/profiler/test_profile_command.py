@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmgdb.machine.sockets import listening_sockets
 from kvmgdb.profiler import storage
 from tests.kvm.guests import image, own_vmm_guest, qemu_guest
 from tests.support.polling import wait_for
@@ -128,6 +129,29 @@ def test_a_second_profiler_is_refused_and_ctrl_c_writes(pid: int, tmp_path: Path
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=SECONDS)
     assert first.returncode == 0, said
+    assert len(storage.load(output)) > 0
+
+
+def _has_stub(pid: int) -> bool:
+    """Whether somebody is connected to the stub of a QEMU, as kvmgdb starts it."""
+    connections = listening_sockets(pid, connected=True).values()
+    return any("kvmgdb-stub" in address.path for address in connections)
+
+
+def test_a_second_profiler_of_a_guest_without_kvm(tmp_path: Path) -> None:
+    """QEMU's monitor serves one: whoever comes second is told who that is."""
+    elf = image("split").multiboot
+    output = tmp_path / "first.kvmprof"
+    with Qemu(*TCG, "-m", "64", "-kernel", str(elf), "-name", "kvmgdb-profile-tcg") as qemu:
+        first = _start(qemu.pid, "-o", output)
+        wait_for("it is being recorded", lambda: _has_stub(qemu.pid), SECONDS)
+        time.sleep(1.0)
+        status, said = _run(qemu.pid, "--duration", 1, "-o", tmp_path / "second.kvmprof")
+        first.send_signal(signal.SIGINT)
+        _, said_first = first.communicate(timeout=SECONDS)
+    assert status == 1
+    assert f"PID {first.pid}: {sys.executable} -m kvmgdb profile {qemu.pid}" in said
+    assert first.returncode == 0, said_first
     assert len(storage.load(output)) > 0
 
 
