@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import click
 from rich.console import Console
@@ -33,6 +35,8 @@ _MIN_RATE = 0.01
 # Of the rate that was asked for: below that, it is said what was reached.
 _ENOUGH = 0.9
 _DEFAULT_OUTPUT = "profile.kvmprof"
+
+T = TypeVar("T")
 
 
 @click.command(
@@ -105,12 +109,12 @@ def profile(
     wanted = Wanted(not user_only, not kernel_only, task, vcpu, symbols)
     with ExitStack() as stack:
         machines = _open_all(stack) if every else [stack.enter_context(attached(target))]
-        names = ", ".join(_name(machine) for machine in machines)
-        recording = Recording(names, 0.0 if off_cpu else rate, time.time_ns())
+        named = _named(machines)
+        recording = Recording(", ".join(named), 0.0 if off_cpu else rate, time.time_ns())
         if off_cpu:
-            _snapshot(machines, recording, task)
+            _snapshot(named, recording, task)
         else:
-            _sample(machines, recording, wanted, duration, idle)
+            _sample(named, recording, wanted, duration, idle)
     formats.write(recording, output, chosen, view)
     note(f"{len(recording)} samples written to {output}")
 
@@ -131,37 +135,69 @@ def _open_all(stack: ExitStack) -> list[Machine]:
     return machines
 
 
-def _name(machine: Machine) -> str:
-    info = machine.info()
-    return info.name or (f"PID {info.pid}" if info.pid else info.backend)
+def _named(machines: list[Machine]) -> dict[str, Machine]:
+    """The machines by names that tell them apart."""
+    infos = [machine.info() for machine in machines]
+    often = Counter(info.label for info in infos)
+    return {
+        info.label if often[info.label] == 1 else f"{info.label} (PID {info.pid})": machine
+        for info, machine in zip(infos, machines, strict=True)
+    }
 
 
-def _snapshot(machines: list[Machine], recording: Recording, task: str | None) -> None:
-    for machine in machines:
-        record_sleeping(machine, recording, _name(machine), task)
+def _each(named: dict[str, T], recording: Recording, begin: Callable[[str, T], None]) -> None:
+    """Begins with each. A machine that cannot be recorded does not keep us from the
+    others; where there is no other, its error is raised."""
+    failed = 0
+    for name, item in named.items():
+        try:
+            begin(name, item)
+        except KvmgdbError as error:
+            failed += 1
+            if failed == len(named):
+                raise
+            recording.remark(f"without {name}: {error}")
+
+
+def _snapshot(named: dict[str, Machine], recording: Recording, task: str | None) -> None:
+    def begin(name: str, machine: Machine) -> None:
+        record_sleeping(machine, recording, name, task)
+
+    _each(named, recording, begin)
+    for remark in recording.remarks:
+        note(remark)
     if not len(recording):
         raise NoSamplesError("no task that was asked for sleeps in the guest")
 
 
 def _sample(
-    machines: list[Machine],
+    named: dict[str, Machine],
     recording: Recording,
     wanted: Wanted,
     duration: float | None,
     idle: bool,
 ) -> None:
     if wanted.vcpu is not None:
-        most = max(len(machine.vcpus) for machine in machines)
+        most = max(len(machine.vcpus) for machine in named.values())
         if not 0 <= wanted.vcpu < most:
             raise UsageError(f"there is no vCPU {wanted.vcpu}: there are {most}, from 0")
     sessions: list[Session] = []
     recorder = Recorder(recording, sessions)
+
+    prepared: dict[str, Session] = {}
+
+    def prepare(name: str, machine: Machine) -> None:
+        prepared[name] = Session(machine, recording, name, recording.rate, wanted)
+
+    _each(named, recording, prepare)
+    recording.start_ns, begin_ns = time.time_ns(), time.monotonic_ns()
+
+    def begin(_name: str, session: Session) -> None:
+        session.begin(begin_ns)
+        sessions.append(session)
+
     try:
-        for machine in machines:
-            begin_ns = sessions[0].begin_ns if sessions else None
-            name = _name(machine)
-            sessions.append(Session(machine, recording, name, recording.rate, wanted, begin_ns))
-        recording.start_ns = time.time_ns() - (time.monotonic_ns() - sessions[0].begin_ns)
+        _each(prepared, recording, begin)
         with _until_signal(recorder), _progress(recorder, duration) as look:
             recorder.run(duration, look)
     finally:
@@ -178,7 +214,7 @@ def _sample(
                 "in none of these figures"
             )
     for session, error in recorder.ended.items():
-        recording.remark(f"the recording of {_name(session.machine)} ended early: {error}")
+        recording.remark(f"the recording of {session.name} ended early: {error}")
     check_samples(recorder, idle)
     _summarise(recorder)
 

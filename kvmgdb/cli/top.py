@@ -66,7 +66,7 @@ def top(
     interactive = not as_json and sys.stdin.isatty() and sys.stdout.isatty()
     view = View(idle=idle)
     with attached(target) as machine:
-        recording = Recording(_name(machine), rate, time.time_ns())
+        recording = Recording(machine.info().label, rate, time.time_ns())
         with Live(recording, lambda: _session(machine, recording, symbols), window) as live:
             if interactive:
                 # Only here: what draws screens takes a while to load.
@@ -86,14 +86,11 @@ def top(
         _print(live, view)
 
 
-def _name(machine: Machine) -> str:
-    info = machine.info()
-    return info.name or (f"PID {info.pid}" if info.pid else info.backend)
-
-
 def _session(machine: Machine, recording: Recording, symbols: Path | None) -> Session:
     wanted = Wanted(symbols=symbols)
-    return Session(machine, recording, recording.target, recording.rate, wanted)
+    session = Session(machine, recording, recording.target, recording.rate, wanted)
+    session.begin()
+    return session
 
 
 def _wait(live: Live) -> None:

@@ -100,6 +100,11 @@ class MachineInfo:
     regions: tuple[RamRegion, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """What to call the machine, also where it has no name."""
+        return self.name or (f"PID {self.pid}" if self.pid else self.backend)
+
 
 class Vcpu(ABC):
     """One virtual CPU of a machine. Registers need a stopped machine."""

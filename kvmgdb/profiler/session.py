@@ -21,7 +21,7 @@ from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.native import UnwindEnd
 from kvmgdb.linux.stacks import Unwinder
 from kvmgdb.machine.interface import Machine
-from kvmgdb.machine.sampling import SampleStream, SamplingCounters
+from kvmgdb.machine.sampling import SampleStream, SamplingCounters, SamplingPlan
 from kvmgdb.profiler.file_code import FileCode, unnamed
 from kvmgdb.profiler.kernel_code import KernelCode
 from kvmgdb.profiler.native import (
@@ -67,15 +67,15 @@ class Wanted:
 
 
 class Session:
-    """Samples ``machine`` into ``recording`` from construction until :meth:`close`.
+    """Samples ``machine`` into ``recording`` from :meth:`begin` until :meth:`close`.
 
-    ``begin_ns`` is when the recording began (time.monotonic_ns), which is now for the
-    first session of one.
-
-    Everything is found and prepared first; the guest is stopped for that once, for
-    as long as registers are read. Raises what attaching to a kernel may raise, but
+    The constructor finds and prepares everything; the guest is stopped for that once,
+    for as long as registers are read. Raises what attaching to a kernel may raise, but
     a guest that is not Linux is sampled too: addresses, by frame pointers.
     """
+
+    stream: SampleStream
+    begin_ns: int
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class Session:
         name: str,
         rate: float,
         wanted: Wanted,
-        begin_ns: int | None = None,
     ) -> None:
         self.machine = machine
+        self.name = name
         self.recording = recording
         self.states: Counter[int] = Counter()
         self.broken: Counter[str] = Counter()
@@ -102,8 +102,8 @@ class Session:
         self._cr3 = self._strange = 0
         self._find_kernel()
         self._vm = recording.vm(name, self._banner())
-        self.stream = self._start(rate)
-        self.begin_ns = time.monotonic_ns() if begin_ns is None else begin_ns
+        self._rate = rate
+        self._plan = self._make_plan()
 
     # -- preparing
 
@@ -127,22 +127,30 @@ class Session:
         banner = None if self.kernel is None else identify(self.kernel).banner
         return banner or ""
 
-    def _start(self, rate: float) -> SampleStream:
+    def _make_plan(self) -> SamplingPlan:
         if self.kernel is None:
-            plan = plan_without_kernel()
-        else:
-            with stopped(self.machine):
-                plan = plan_for(self.machine, self.kernel, self._wanted.user)
-            self._gpa = self.kernel.memory.translate(self.kernel.paging, self.kernel.base).gpa
+            return plan_without_kernel()
+        with stopped(self.machine):
+            plan = plan_for(self.machine, self.kernel, self._wanted.user)
+        self._gpa = self.kernel.memory.translate(self.kernel.paging, self.kernel.base).gpa
+        return plan
+
+    # -- recording
+
+    def begin(self, begin_ns: int | None = None) -> None:
+        """``begin_ns`` is when the recording of which this is a part began
+        (time.monotonic_ns), or None for now."""
+        self.stream = self._start()
+        self.begin_ns = time.monotonic_ns() if begin_ns is None else begin_ns
+
+    def _start(self) -> SampleStream:
         ability = self.machine.sampling
         if ability is not None:
             try:
-                return ability.start(rate, plan)
+                return ability.start(self._rate, self._plan)
             except UnsupportedError as error:
                 self.recording.remark(f"sampled by stopping the machine: {error}")
-        return StopSampling(self.machine, rate, plan)
-
-    # -- recording
+        return StopSampling(self.machine, self._rate, self._plan)
 
     def wait(self, seconds: float) -> None:
         """Lets that much time pass; samples arrive meanwhile. Raises TargetGoneError

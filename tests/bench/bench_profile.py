@@ -108,6 +108,7 @@ def cost_to_guest(pid: int, seconds: float, turns: int) -> None:
             def prepare(rate: float = rate, sessions: list[Session] = sessions) -> Iterator[Work]:
                 recording = Recording("bench", rate)
                 session = Session(guest.machine, recording, "bench", rate, Wanted())
+                session.begin()
                 sessions.append(session)
                 yield lambda: profile(session, seconds - 0.05)
                 session.close()
@@ -193,6 +194,7 @@ def cost_to_name(samples: int) -> None:
         with closing(machine):
             recording = Recording("bench", 1000.0)
             session = Session(machine, recording, "bench", 1000.0, Wanted())
+            session.begin()
             kept = Kept(session.stream)
             end = time.monotonic() + 60
             while kept.counters().samples < samples and time.monotonic() < end:

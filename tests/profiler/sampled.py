@@ -46,6 +46,7 @@ def sample(
     """Samples until there are so many, or until ``enough`` says so."""
     recording = Recording("test", rate)
     session = Session(machine, recording, "test", rate, wanted or Wanted())
+    session.begin()
     sampled = Sampled(recording, session, SamplingCounters())
     with closing(session):
         end = time.monotonic() + SECONDS

@@ -189,6 +189,7 @@ def test_a_reboot_ends_the_recording(start_linux_guest: StartGuest, tmp_path: Pa
     recording = Recording("test", 50.0)
     with closing(parse_target(str(guest.pid)).open()) as machine:
         session = Session(machine, recording, "test", 50.0, Wanted())
+        session.begin()
         while not len(recording):
             session.wait(0.2)
             session.drain()

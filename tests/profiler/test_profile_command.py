@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from kvmgdb.machine.sockets import listening_sockets
 from kvmgdb.profiler import storage
 from tests.kvm.guests import image, own_vmm_guest, qemu_guest
 from tests.support.polling import wait_for
-from tests.support.qemu import TCG, Qemu
+from tests.support.qemu import TCG, Qemu, free_port
 from tests.support.require import requires
 
 pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(180)]
@@ -187,9 +189,28 @@ def test_idle_vcpus(tmp_path: Path) -> None:
 
 
 def test_every_machine_is_a_root(pid: int, tmp_path: Path) -> None:
+    """With and without KVM; whoever cannot be recorded does not keep us from the rest,
+    and machines of one name are told apart."""
     output = tmp_path / "all.folded"
-    with qemu_guest("kvmgdb-profile-other", "split"):
-        status, said = _run("--all", "--duration", 2, "-o", output)
+    elf = str(image("split").multiboot)
+    port = free_port()
+    guests = [
+        Qemu(*TCG, "-m", "64", "-kernel", elf, "-name", "kvmgdb-tcg"),
+        Qemu(*TCG, "-m", "64", "-kernel", elf, "-name", "kvmgdb-profile"),
+        Qemu(*TCG, "-m", "64", "-name", "kvmgdb-taken", "-gdb", f"tcp:127.0.0.1:{port}"),
+    ]
+    with ExitStack() as stack:
+        for guest in guests:
+            stack.enter_context(guest)
+        stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        symbols = image("split").elf
+        arguments = ("--duration", 3, "--symbols", symbols, "-o", output)
+        status, said = _run("--all", *arguments)
     assert status == 0, said
-    roots = {line.partition(";")[0] for line in output.read_text().splitlines()}
-    assert {"kvmgdb-profile", "kvmgdb-profile-other"} <= roots
+    assert "without kvmgdb-taken: another debugger is connected" in said
+    stacks = [line.split(";") for line in output.read_text().splitlines()]
+    first, second = f"kvmgdb-profile (PID {pid})", f"kvmgdb-profile (PID {guests[1].pid})"
+    for root in (first, second, "kvmgdb-tcg"):
+        assert root in said
+        assert any(stack[0] == root and "split_a" in stack for stack in stacks), root
+    assert "kvmgdb-taken" not in {stack[0] for stack in stacks}
