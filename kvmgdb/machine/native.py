@@ -268,6 +268,11 @@ class Memory:
         _check(lib.kvmgdb_memory_create(pid, out, error), error)
         self._native = ffi.gc(out[0], lib.kvmgdb_memory_destroy)
 
+    @property
+    def native(self) -> Any:
+        """The C structure."""
+        return self._native
+
     def close(self) -> None:
         """Gives up the process and the files. Idempotent; other calls raise
         InvalidRangeError from now on."""

@@ -62,12 +62,17 @@ class PacketReader:
         self._scanned = 0
         self._discarding = False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the next byte begins something new."""
+        return not self._buffer and not self._discarding
+
     def feed(self, data: bytes) -> Iterator[Item]:
         """Adds bytes; yields what is complete, in order."""
         buffer = self._buffer
         # By far the most frequent: one whole packet and nothing else, possibly
         # after the acknowledgement of our last one.
-        if not buffer and not self._discarding:
+        if self.is_empty:
             start = 1 if data[:1] == b"+" else 0
             if data.rfind(b"$") == start and data.find(b"#") == len(data) - 3 > start:
                 yield from self._packet(data[start + 1 : -3], data[-2:])

@@ -18,6 +18,7 @@ import kvmgdb.rsp.commands  # noqa: F401  (registers the packet handlers)
 from kvmgdb.errors import ListenError
 from kvmgdb.machine.address import SocketAddress, short_socket_path
 from kvmgdb.rsp.debuggee import Debuggee
+from kvmgdb.rsp.native import Attendant
 from kvmgdb.rsp.session import Session
 
 # A client that stops reading must not make us hoard what it asked for.
@@ -26,8 +27,6 @@ _MAX_UNSENT = 16 << 20
 # may so keep the event loop from all else.
 _AWAKE = 0.0001
 _TURN = 0.02
-# Bytes taken from a connection at once.
-_RECEIVE_SIZE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,15 @@ class ClientProtocol(asyncio.BufferedProtocol):
         self._on_close = on_close
         self._transport: asyncio.WriteTransport | None = None
         self._session: Session | None = None
-        self._received = memoryview(bytearray(_RECEIVE_SIZE))
+        self._attendant = Attendant()
         self._descriptor = -1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
         connection = transport.get_extra_info("socket")
+        if connection is not None:
+            self._descriptor = connection.fileno()
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # A peer whose host went away would hold the guest for ever.
@@ -71,40 +72,34 @@ class ClientProtocol(asyncio.BufferedProtocol):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-            self._descriptor = connection.fileno()
         self._session = Session(self._debuggee, self, _peer_name(transport))
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._received
+        return self._attendant.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(bytes(self._received[:nbytes]))
-        session = self._session
-        if session is not None and session.holds_guest and self._descriptor >= 0:
-            self._stay_awake(session)
+        self.data_received(bytes(self._attendant.buffer[:nbytes]))
+        if self._session is not None and self._descriptor >= 0:
+            self._stay_awake(self._session)
 
     def _stay_awake(self, session: Session) -> None:
         """Takes the next packet at once if it comes at once: a debugger at its
         prompt sends a handful in a row, and on an idle host to fall asleep between
         them costs more than the answers do."""
         end = time.perf_counter() + _TURN
-        deadline = 0.0
-        while session.holds_guest and not session.closed:
-            now = time.perf_counter()
-            deadline = deadline or now + _AWAKE
-            if now >= min(deadline, end):
-                return
-            try:
-                nbytes = os.readv(self._descriptor, (self._received,))
-            except BlockingIOError:
-                continue
-            except OSError:
-                return
+        while session.at_prompt and (left := end - time.perf_counter()) > 0:
+            view = session.memory_view() if self._all_sent else None
+            nbytes, unsent = self._attendant.attend(self._descriptor, view, _AWAKE, left)
+            if unsent:
+                self.write(unsent)
             if nbytes == 0:
                 # The event loop finds the end of the stream, too.
                 return
-            session.feed(bytes(self._received[:nbytes]))
-            deadline = 0.0
+            session.feed(bytes(self._attendant.buffer[:nbytes]))
+
+    @property
+    def _all_sent(self) -> bool:
+        return self._transport is not None and not self._transport.get_write_buffer_size()
 
     def data_received(self, data: bytes) -> None:
         if self._session is not None:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from kvmgdb.errors import KvmgdbError, MachineError, TargetGoneError
 from kvmgdb.machine.interface import Machine, StopEvent, StopReason, Vcpu
-from kvmgdb.machine.native import rsp_frame, rsp_unescape
+from kvmgdb.machine.native import Memory, Paging, rsp_frame, rsp_unescape
 from kvmgdb.rsp import stop_reply
 from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.dispatch import PACKET_SIZE, Reply, find_handler
@@ -95,6 +95,21 @@ class Session:
     def holds_guest(self) -> bool:
         """Whether this debugger is at its prompt, and the guest stands for it."""
         return self.debuggee.holds(self)
+
+    @property
+    def at_prompt(self) -> bool:
+        """Whether it holds the guest, and nothing is under way for it."""
+        return self._task is None and not self.closed and self.holds_guest
+
+    def memory_view(self) -> tuple[Memory, Paging] | None:
+        """Where a memory packet that comes next is read from; None where more than
+        the bytes there decides on the reply."""
+        if self._acks or self.physical_memory or not self._reader.is_empty:
+            return None
+        try:
+            return self.register_vcpu.memory_view()
+        except KvmgdbError:
+            return None
 
     @property
     def has_machine(self) -> bool:

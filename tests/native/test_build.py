@@ -49,5 +49,5 @@ def test_only_the_facades_import_the_extension() -> None:
         for path in (ROOT / "kvmgdb").rglob("*.py")
         if re.search(r"^\s*(from|import) .*\b_native\b", path.read_text(), flags=re.MULTILINE)
     }
-    parts = ("machine", "linux", "symbols", "profiler")
+    parts = ("machine", "linux", "symbols", "profiler", "rsp")
     assert importers == {f"kvmgdb/{part}/native.py" for part in parts}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.rsp import RawClient, frame
+from tests.support.rsp import RawClient, expand, frame
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
 
@@ -46,6 +46,25 @@ def test_reply_is_sent_again(client: RawClient) -> None:
     first = client.request(b"g")
     client.send(b"-")
     assert client.receive() == first
+
+
+def test_reads_in_a_row_see_the_guest_as_each_step_left_it(client: RawClient) -> None:
+    """What is read at once, packet by packet, is what is read a packet later."""
+    assert client.request(b"QStartNoAckMode") == b"OK"
+
+    def ask(data: bytes) -> bytes:
+        client.socket.sendall(data)
+        reply = client.read(4)
+        while reply[-3:-2] != b"#":
+            reply += client.read(1)
+        return expand(reply[1:-3])
+
+    for _ in range(30):
+        assert ask(frame(b"vCont;s:1")).startswith(b"T05")
+        rsp = int.from_bytes(bytes.fromhex(ask(frame(b"p7")).decode()), "little")
+        read = frame(b"m%x,40" % (rsp & ~0x3F))
+        # After an acknowledgement that nobody waits for it comes with something else.
+        assert {ask(read) for _ in range(5)} == {ask(b"+" + read)}
 
 
 @pytest.mark.parametrize("size", [_PACKET_SIZE + 1, 8 << 20])

@@ -259,6 +259,30 @@ enum kvmgdb_status kvmgdb_rsp_unescape(const void *payload, size_t length,
                                        size_t *out_length,
                                        struct kvmgdb_error *error);
 
+/* The longest memory read (bytes) that kvmgdb_rsp_attend answers, and room for
+ * the longest frame that does it. */
+enum { KVMGDB_RSP_READ_MAX = 4096, KVMGDB_RSP_REPLY_MAX = 8197 };
+
+/*
+ * Waits, awake, for what a debugger sends on a stream socket while the guest
+ * stands: `awake_ns` for the next packet, `turn_ns` in all. A memory read
+ * ("m", "x") that comes alone and that all bytes are there for is answered,
+ * without an acknowledgement, by what lies at that guest-virtual address; each
+ * page is translated once. The first that is anything else is left in `buffer`:
+ * *received bytes of it. 0 where nothing came, or the stream has ended or
+ * failed, which the caller's own next read says, too. *unsent bytes at the
+ * start of `reply`, of KVMGDB_RSP_REPLY_MAX, are those of an answer that the
+ * socket did not take: the caller sends them. Nothing is answered without
+ * `memory`, or where a callback gives some of it.
+ */
+enum kvmgdb_status kvmgdb_rsp_attend(struct kvmgdb_memory *memory,
+                                     const struct kvmgdb_paging *paging,
+                                     int socket, uint64_t awake_ns,
+                                     uint64_t turn_ns, void *buffer,
+                                     size_t capacity, size_t *received,
+                                     void *reply, size_t *unsent,
+                                     struct kvmgdb_error *error);
+
 /*
  * CRC of qCRC: polynomial 0x04c11db7, most significant bit first, no final
  * inversion. Start with crc = 0xffffffff; feed pieces in order.
