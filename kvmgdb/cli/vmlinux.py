@@ -38,8 +38,9 @@ _BEGINNING = 64 << 10
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def vmlinux(target: str | None, output: Path, module_name: str | None, as_json: bool) -> None:
     """Write the guest's kernel as an ELF file, made of what is in its memory: symbols,
-    types and call frames at the addresses where it runs. GDB, drgn, perf and readelf
-    read it. It holds as long as the guest is not booted again.
+    types and call frames at the addresses where it runs, with its code and constants.
+    GDB, drgn, crash, perf and readelf read it. It holds as long as the guest is not
+    booted again.
     """
     _check_replaceable(output)
     begin = time.monotonic()
@@ -49,9 +50,9 @@ def vmlinux(target: str | None, output: Path, module_name: str | None, as_json: 
     ):
         kernel = find_kernel(machine)
         if module_name is None:
-            file = build_vmlinux(kernel)
+            file = build_vmlinux(kernel, contents=True)
         else:
-            file = build_module(kernel, _find_module(machine, kernel, module_name))
+            file = build_module(kernel, _find_module(machine, kernel, module_name), contents=True)
     _write(output, file.data)
     for warning in file.warnings:
         note(warning)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kvmgdb.errors import GuestDataError
 from kvmgdb.linux.kernel import Kernel
+from kvmgdb.linux.locate import copy_image
 from kvmgdb.linux.modules import Module
 from kvmgdb.symbols.elf import Area
 
@@ -15,7 +18,8 @@ _BOUNDS = {
     "_stext": (".text", True, False),
     "_text": (".text", True, False),
     "_etext": (".rodata", False, False),
-    "_sdata": (".data", False, True),
+    # Not ".data", which crash(8) takes for a sign that there are contents.
+    "_sdata": (".data.guest", False, True),
     "__init_begin": (".init.data", False, True),
     "_sinittext": (".init.text", True, False),
     "_einittext": (".init.data", False, True),
@@ -60,3 +64,23 @@ def module_areas(module: Module) -> list[Area]:
             )
         )
     return areas
+
+
+def with_contents(kernel: Kernel, areas: list[Area]) -> list[Area]:
+    """The same areas, those that hold code or constants with what is there now, and
+    zeros where nothing is mapped. What starts the kernel is left out: it is gone."""
+    return [
+        replace(area, contents=_contents(kernel, area.addresses)) if _is_lasting(area) else area
+        for area in areas
+    ]
+
+
+def _is_lasting(area: Area) -> bool:
+    return not area.writable and not area.name.startswith(".init")
+
+
+def _contents(kernel: Kernel, addresses: range) -> bytes:
+    if kernel.base <= addresses.start and addresses.stop <= kernel.location.end:
+        return copy_image(kernel.memory, kernel.location, addresses)
+    data, _ = kernel.memory.read_virtual_partial(kernel.paging, addresses.start, len(addresses))
+    return data.ljust(len(addresses), b"\0")

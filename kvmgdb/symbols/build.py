@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from kvmgdb import __version__
 from kvmgdb.errors import GuestDataError, KvmgdbError
-from kvmgdb.linux.identity import read_build_id
+from kvmgdb.linux.identity import read_build_id, read_vmcoreinfo
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.modules import Module
 from kvmgdb.linux.native import BtfTable, SymbolTable, UnwindTables
 from kvmgdb.linux.orc import add_kernel, module_tables
-from kvmgdb.symbols.areas import kernel_areas, module_areas
+from kvmgdb.symbols.areas import kernel_areas, module_areas, with_contents
 from kvmgdb.symbols.elf import Area, build_elf
 from kvmgdb.symbols.native import DebugSections, PerCpu, Section, Variable
 from kvmgdb.symbols.thunks import thunk_rules
@@ -29,6 +29,7 @@ _DEBUG = {
     ".debug_loclists": Section.LOCLISTS,
     ".debug_frame": Section.FRAME,
 }
+_VMCOREINFO = ".vmcoreinfo"
 # "gcc-12 (Debian 12.2.0-14) 12.2.0", "gcc version 8.3.0 (...)"
 _GCC = re.compile(r"\bgcc\S* (?:\([^()]*\) |version )?(\d+\.\d+(?:\.\d+)?)")
 # struct btf_header of a table without types.
@@ -52,10 +53,17 @@ class SymbolFile:
     warnings: tuple[str, ...]
 
 
-def build_vmlinux(kernel: Kernel) -> SymbolFile:
-    """The file of the kernel itself, at the addresses where it runs. Raises
-    KvmgdbError where not even its symbols can be put into one."""
-    file = _File("vmlinux", kernel, kernel_areas(kernel))
+def build_vmlinux(kernel: Kernel, contents: bool = False) -> SymbolFile:
+    """The file of the kernel itself, at the addresses where it runs; with ``contents``
+    its code and constants are in it, and VMCOREINFO as the section ".vmcoreinfo".
+    Raises KvmgdbError where not even its symbols can be put into one."""
+    areas = kernel_areas(kernel)
+    if contents:
+        areas = with_contents(kernel, areas)
+    file = _File("vmlinux", kernel, areas)
+    if contents:
+        with suppress(KvmgdbError):
+            file.others[_VMCOREINFO] = _vmcoreinfo(kernel)
     with suppress(KvmgdbError):
         file.build_id = read_build_id(kernel)
     with file.warning("no call frames"):
@@ -68,10 +76,14 @@ def build_vmlinux(kernel: Kernel) -> SymbolFile:
     return file.finish(kernel.symbols)
 
 
-def build_module(kernel: Kernel, module: Module) -> SymbolFile:
-    """The file of a module, which goes with that of its kernel. Raises KvmgdbError
-    where not even its symbols can be put into one."""
-    file = _File(module.name, kernel, module_areas(module))
+def build_module(kernel: Kernel, module: Module, contents: bool = False) -> SymbolFile:
+    """The file of a module, which goes with that of its kernel; ``contents`` as
+    build_vmlinux takes it. Raises KvmgdbError where not even its symbols can be put
+    into one."""
+    areas = module_areas(module)
+    if contents:
+        areas = with_contents(kernel, areas)
+    file = _File(module.name, kernel, areas)
     with file.warning("no call frames"):
         file.sections.add_frames(module_tables(kernel, module), module.symbols)
     with file.warning("no types"):
@@ -88,6 +100,7 @@ class _File:
         self.name = name
         self.areas = areas
         self.sections = DebugSections([(area.addresses, area.executable) for area in areas])
+        self.others: dict[str, bytes | memoryview] = {}
         self.build_id: str | None = None
         self.warnings: list[str] = []
         self._compiler = _compiler(kernel)
@@ -125,11 +138,21 @@ class _File:
             self.sections.section(Section.SYMTAB),
             self.sections.section(Section.STRTAB),
             local,
-            {name: self.sections.section(section) for name, section in _DEBUG.items()},
+            {name: self.sections.section(section) for name, section in _DEBUG.items()}
+            | self.others,
             bytes.fromhex(self.build_id or ""),
         )
         base = self.areas[0].addresses.start
         return SymbolFile(self.name, data, base, self.build_id, tuple(self.warnings))
+
+
+def _vmcoreinfo(kernel: Kernel) -> bytes:
+    """VMCOREINFO of a kernel that lies where its file says: drgn moves the file by what
+    this has as the offset. Raises KvmgdbError."""
+    facts = read_vmcoreinfo(kernel)
+    if "KERNELOFFSET" in facts:
+        facts["KERNELOFFSET"] = "0"
+    return "".join(f"{name}={value}\n" for name, value in facts.items()).encode()
 
 
 def _compiler(kernel: Kernel) -> str | None:

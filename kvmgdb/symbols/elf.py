@@ -1,8 +1,9 @@
 """An ELF file whose memory is elsewhere: elf(5).
 
-The parts of the address space are sections without contents (``NOBITS``) at
-their addresses, and program headers likewise, so that a debugger knows where
-they lie and reads them from the machine.
+The parts of the address space are sections at their addresses, and program
+headers likewise, so that a debugger knows where they lie. It reads them from the
+machine: they have no contents (``NOBITS``), except for those that are given some,
+for tools that have no machine.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _PF_X, _PF_W, _PF_R = 1, 2, 4
 _SYMBOL_SIZE = 24
 _NT_GNU_BUILD_ID = 3
 _ALIGNMENT = 8
+_PAGE = 4096
 # What tells a file of ours: the .comment that compilers sign with, put first.
 COMMENT = b"kvmgdb: symbols, types and call frames from a guest's memory\0"
 _IDENTIFICATION = b"\x7fELF\x02\x01\x01"
@@ -31,12 +33,14 @@ _IDENTIFICATION = b"\x7fELF\x02\x01\x01"
 
 @dataclass(frozen=True)
 class Area:
-    """A part of the address space (GVAs) that becomes a section."""
+    """A part of the address space (GVAs) that becomes a section; ``contents`` are as
+    long as it is, or none."""
 
     name: str
     addresses: range
     executable: bool = False
     writable: bool = False
+    contents: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,18 @@ def build_elf(
     symtab: bytes | memoryview,
     strtab: bytes | memoryview,
     local_symbols: int,
-    debug: dict[str, bytes | memoryview],
+    others: dict[str, bytes | memoryview],
     build_id: bytes,
 ) -> bytes:
-    """The file: ``areas`` are sections 1 and following, ``debug`` sections by name;
-    empty ones, and an empty build ID, are left out."""
+    """The file: ``areas`` are sections 1 and following, ``others`` those that have no
+    address, by name; empty ones, and an empty build ID, are left out."""
     sections = [_Section("", 0)]
     sections += [_area_section(area) for area in areas]
     sections.append(_Section(".comment", _SHT_PROGBITS, COMMENT))
     note = _build_id_note(build_id) if build_id else b""
     if note:
         sections.append(_Section(".note.gnu.build-id", _SHT_NOTE, note, alignment=4))
-    sections += [_debug_section(name, data) for name, data in debug.items() if data]
+    sections += [_other_section(name, data) for name, data in others.items() if data]
     strings = len(sections) + 1
     sections.append(
         _Section(
@@ -92,14 +96,15 @@ def _area_section(area: Area) -> _Section:
     flags |= _SHF_WRITE if area.writable else 0
     return _Section(
         area.name,
-        _SHT_NOBITS,
+        _SHT_PROGBITS if area.contents else _SHT_NOBITS,
+        area.contents,
         flags=flags,
         address=area.addresses.start,
         size=len(area.addresses),
     )
 
 
-def _debug_section(name: str, data: bytes | memoryview) -> _Section:
+def _other_section(name: str, data: bytes | memoryview) -> _Section:
     strings = name == ".debug_str"
     return _Section(
         name,
@@ -127,30 +132,35 @@ def _write(sections: list[_Section], areas: Sequence[Area], has_note: bool) -> b
     segments = len(areas) + has_note
     position = _ELF_HEADER.size + _PROGRAM_HEADER.size * segments
     body: list[bytes | memoryview] = []
-    headers = []
+    headers: dict[int, bytes] = {}
+    load_headers = []
     note_header = b""
-    for section, name in zip(sections, name_offsets, strict=True):
+    # The comment's contents come first, whatever is as long as an area's behind it.
+    order = sorted(range(len(sections)), key=lambda index: sections[index].name != ".comment")
+    for index in order:
+        section = sections[index]
         if section.data:
-            padding = -position % _ALIGNMENT
+            # What is loaded lies in the file as it does in its pages.
+            padding = (section.address - position) % (_PAGE if section.address else _ALIGNMENT)
             body += [b"\0" * padding, section.data]
             position += padding
         size = section.size or len(section.data)
-        headers.append(
-            _SECTION_HEADER.pack(
-                name,
-                section.type,
-                section.flags,
-                section.address,
-                position if section.type else 0,
-                size,
-                section.link,
-                section.info,
-                section.alignment if section.type else 0,
-                section.entry_size,
-            )
+        headers[index] = _SECTION_HEADER.pack(
+            name_offsets[index],
+            section.type,
+            section.flags,
+            section.address,
+            position if section.type else 0,
+            size,
+            section.link,
+            section.info,
+            section.alignment if section.type else 0,
+            section.entry_size,
         )
         if section.type == _SHT_NOTE:
             note_header = _PROGRAM_HEADER.pack(_PT_NOTE, _PF_R, position, 0, 0, size, size, 4)
+        if 0 < index <= len(areas):
+            load_headers.append(_load_header(areas[index - 1], position))
         position += len(section.data)
     padding = -position % _ALIGNMENT
     body.append(b"\0" * padding)
@@ -170,11 +180,13 @@ def _write(sections: list[_Section], areas: Sequence[Area], has_note: bool) -> b
         len(headers),
         len(headers) - 1,
     )
-    program_headers = [_load_header(area) for area in areas]
-    return b"".join([elf_header, *program_headers, note_header, *body, *headers])
+    section_headers = [headers[index] for index in range(len(sections))]
+    return b"".join([elf_header, *load_headers, note_header, *body, *section_headers])
 
 
-def _load_header(area: Area) -> bytes:
+def _load_header(area: Area, position: int) -> bytes:
     flags = _PF_R | (_PF_X if area.executable else 0) | (_PF_W if area.writable else 0)
     start, size = area.addresses.start, len(area.addresses)
-    return _PROGRAM_HEADER.pack(_PT_LOAD, flags, 0, start, start, 0, size, 1)
+    if not area.contents:
+        return _PROGRAM_HEADER.pack(_PT_LOAD, flags, 0, start, start, 0, size, 1)
+    return _PROGRAM_HEADER.pack(_PT_LOAD, flags, position, start, start, size, size, _PAGE)

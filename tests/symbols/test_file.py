@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from functools import cached_property
 from pathlib import Path
 
 from kvmgdb.errors import GuestDataError, NotFoundError
+from kvmgdb.linux.attach import stopped
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.modules import list_modules
 from kvmgdb.linux.objects import Types
+from kvmgdb.machine.interface import Machine
 from kvmgdb.symbols import build_module, build_vmlinux
 from tests.support.gdb import gdb_batch
 from tests.support.require import requires
@@ -42,6 +45,27 @@ def test_readelf_reads_all_of_it(kernel: Kernel, vmlinux: Path) -> None:
     info = readelf(vmlinux, "--debug-dump=info")
     assert info.count("DW_TAG_subprogram") > 20_000
     assert "damaged type" not in info
+
+
+@requires("elflint")
+def test_code_and_constants_are_in_it_for_tools_without_a_machine(
+    machine: Machine, kernel: Kernel, tmp_path: Path
+) -> None:
+    path = tmp_path / "vmlinux"
+    with stopped(machine):
+        path.write_bytes(build_vmlinux(kernel, contents=True).data)
+        for name in ("vfs_read", "linux_banner"):
+            place, piece = kernel.symbol(name), tmp_path / name
+            gdb_batch("gdb", f"file {path}", f"dump memory {piece} {place} {place + 64}")
+            assert piece.read_bytes() == kernel.read(place, 64)
+    assert lint(path) == "No errors"
+    vmcoreinfo = re.findall(r"(\w+\S*=\w+)", readelf(path, "--string-dump=.vmcoreinfo"))
+    assert f"SYMBOL(_stext)={kernel.symbol('_stext'):x}" in vmcoreinfo
+    # It lies where it says.
+    assert "KERNELOFFSET=0" in vmcoreinfo
+    # crash(8) finds per-CPU data by what nm(1) says of its symbols.
+    names = subprocess.run(["nm", str(path)], capture_output=True, text=True, timeout=60).stdout
+    assert f"{kernel.symbol('runqueues'):016x} V runqueues" in names
 
 
 def test_modules_go_with_their_kernel(

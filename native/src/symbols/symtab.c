@@ -10,8 +10,10 @@
 
 static bool is_weak(char type) { return strchr("wWvV", type) != NULL; }
 
-static unsigned char binding_of(char type) {
-  if (is_weak(type))
+/* crash(8) takes a symbol of per-CPU data for one only if nm(1) says "d" or "V":
+ * a weak object, for those that are in no section. */
+static unsigned char binding_of(int area, char type) {
+  if (is_weak(type) || area < 0)
     return STB_WEAK;
   return type >= 'A' && type <= 'Z' ? STB_GLOBAL : STB_LOCAL;
 }
@@ -43,7 +45,7 @@ static Elf64_Sym make_symbol(const struct kvmgdb_debug *debug,
     if (debug->areas[area].executable)
       kind = strchr("tTwW", type) ? STT_FUNC : STT_NOTYPE;
   }
-  symbol.st_info = ELF64_ST_INFO(binding_of(type), kind);
+  symbol.st_info = ELF64_ST_INFO(binding_of(area, type), kind);
   return symbol;
 }
 
@@ -55,7 +57,8 @@ static void add_bound(struct kvmgdb_debug *debug,
   for (size_t i = 0; i < symbols->count; i++) {
     const char *name = symbols->names + symbols->entries[i].name;
     char type = *name++;
-    if ((binding_of(type) == STB_LOCAL) != local || !*name)
+    int area = area_of(debug, symbols->entries[i].address);
+    if ((binding_of(area, type) == STB_LOCAL) != local || !*name)
       continue;
     Elf64_Sym symbol = make_symbol(debug, symbols, i, &next, type);
     symbol.st_name = (uint32_t)strings->length;
