@@ -138,8 +138,10 @@ class _File:
             self.sections.section(Section.SYMTAB),
             self.sections.section(Section.STRTAB),
             local,
-            {name: self.sections.section(section) for name, section in _DEBUG.items()}
-            | self.others,
+            {
+                **{name: self.sections.section(section) for name, section in _DEBUG.items()},
+                **self.others,
+            },
             bytes.fromhex(self.build_id or ""),
         )
         base = self.areas[0].addresses.start

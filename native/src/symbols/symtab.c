@@ -10,8 +10,8 @@
 
 static bool is_weak(char type) { return strchr("wWvV", type) != NULL; }
 
-/* crash(8) takes a symbol of per-CPU data for one only if nm(1) says "d" or "V":
- * a weak object, for those that are in no section. */
+/* crash(8) takes a symbol of per-CPU data for one only if nm(1) says "d" or
+ * "V": a weak object, for those that are in no section. */
 static unsigned char binding_of(int area, char type) {
   if (is_weak(type) || area < 0)
     return STB_WEAK;
