@@ -1,9 +1,10 @@
 """The guest's sleeping tasks as threads beside the vCPUs, on request.
 
 The thread of a task has its thread ID plus 1,000,000. A task that sleeps has the
-registers that the scheduler has saved, and no others; it cannot be stepped. (As
-threads of a second process they would be lost to GDB, which asks a process that
-it finds by itself for no target description.)
+registers that the scheduler has saved, and no others; it cannot be stepped. (They
+are no second process: GDB selects one that it finds, `continue` then means that
+process alone, and GDB 13 and 18 wait for ever when a vCPU stops. GDB 13 does not ask
+what its registers are, and no GDB lets go of it when its threads are gone.)
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from kvmgdb.linux.modules import Module
 from kvmgdb.linux.native import BtfTable, SymbolTable, UnwindTables
 from kvmgdb.linux.orc import add_kernel, module_tables
 from kvmgdb.symbols.areas import kernel_areas, module_areas, with_contents
+from kvmgdb.symbols.code_rules import code_rules
 from kvmgdb.symbols.elf import Area, build_elf
 from kvmgdb.symbols.native import DebugSections, PerCpu, Section, Variable
-from kvmgdb.symbols.thunks import thunk_rules
 from kvmgdb.symbols.variables import per_cpu_area, typed_variables
 
 _DEBUG = {
@@ -69,7 +69,7 @@ def build_vmlinux(kernel: Kernel, contents: bool = False) -> SymbolFile:
     with file.warning("no call frames"):
         tables = UnwindTables()
         add_kernel(tables, kernel)
-        file.sections.add_frames(tables, kernel.symbols, thunk_rules(kernel), user_mode=True)
+        file.sections.add_frames(tables, kernel.symbols, code_rules(kernel), user_mode=True)
     with file.warning("no types"):
         variables = typed_variables(kernel)
         file.add_types(kernel.types.table, kernel.symbols, variables, per_cpu_area(kernel))

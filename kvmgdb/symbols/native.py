@@ -38,16 +38,24 @@ class Variable:
     elements: int | None = None
 
 
+class RuleKind(IntEnum):
+    """Code that the unwind table has no rule for, as ``kvmgdb_debug_rule_kind``."""
+
+    CALL = lib.KVMGDB_RULE_CALL
+    CALL_ALWAYS = lib.KVMGDB_RULE_CALL_ALWAYS
+    CALLS_ITSELF = lib.KVMGDB_RULE_CALLS_ITSELF
+    SYSCALL = lib.KVMGDB_RULE_SYSCALL
+    IRET = lib.KVMGDB_RULE_IRET
+
+
 @dataclass(frozen=True)
-class CallRule:
-    """Code whose return address lies ``cfa_offset`` - 8 bytes above the stack
-    pointer, where the unwind table has no rule for it, or ``always``; or code to
-    which the table's rules apply, but that ``calls_itself``, which they do not count."""
+class CodeRule:
+    """What ``code`` (GVA) is. The return address of a call, or of code that calls
+    itself, lies ``cfa_offset`` - 8 bytes above the stack pointer."""
 
     code: range
-    cfa_offset: int = 8
-    always: bool = False
-    calls_itself: bool = False
+    kind: RuleKind = RuleKind.CALL
+    cfa_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class DebugSections:
         self,
         tables: UnwindTables,
         symbols: SymbolTable,
-        rules: Sequence[CallRule] = (),
+        rules: Sequence[CodeRule] = (),
         user_mode: bool = False,
     ) -> None:
         """FRAME; the first step. ``rules`` by rising address; with ``user_mode`` the
@@ -92,9 +100,8 @@ class DebugSections:
         native = ffi.new("struct kvmgdb_debug_rule[]", len(rules))
         for out, rule in zip(native, rules, strict=True):
             out.start, out.end = rule.code.start, rule.code.stop
+            out.kind = rule.kind
             out.cfa_offset = rule.cfa_offset
-            out.always = rule.always
-            out.calls_itself = rule.calls_itself
         self._check(
             lib.kvmgdb_debug_add_frames(
                 self._native,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.native import REGISTERS, StackCopy, UnwindEnd
 from kvmgdb.linux.stacks import Unwinder
 from tests.support.gdb import GdbError, GdbSession
@@ -40,14 +39,11 @@ class GdbBacktrace:
     def ends_in_user_mode(self) -> bool:
         return self.frames[-1].ip < _KERNEL_HALF
 
-    def problem(self, entry: range) -> str | None:
-        """What is wrong with it. The entry code itself, ``entry``, has no stack of
-        the kernel for some instructions: there a single frame is all there is."""
+    def problem(self) -> str | None:
+        """What is wrong with it."""
         last = self.frames[-1]
         if "Backtrace stopped" in self.printed or "warning" in self.printed:
             return "GDB has something to say"
-        if last.ip in entry and len(self.frames) == 1:
-            return None
         if last.function not in OUTERMOST and not self.ends_in_user_mode:
             return f"it ends in {last.function}"
         kernel = self.frames[:-1] if self.ends_in_user_mode else self.frames
@@ -63,10 +59,6 @@ def backtrace(gdb: GdbSession, thread: int) -> GdbBacktrace:
     stack = gdb.mi("-stack-list-frames")["stack"]
     frames = tuple(GdbFrame(int(frame["addr"], 0), frame.get("func")) for frame in stack)
     return GdbBacktrace(frames, printed)
-
-
-def entry_code(kernel: Kernel) -> range:
-    return range(kernel.symbol("__entry_text_start"), kernel.symbol("__entry_text_end"))
 
 
 def unwound_by_us(gdb: GdbSession, unwinder: Unwinder) -> tuple[list[int], UnwindEnd]:

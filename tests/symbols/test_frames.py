@@ -21,9 +21,9 @@ from tests.support import background
 from tests.support.gdb import GdbSession
 from tests.support.require import requires
 from tests.support.server import KvmgdbServer
-from tests.symbols.backtraces import backtrace, entry_code, unwound_by_us
+from tests.symbols.backtraces import backtrace, unwound_by_us
 
-STOPS = 100
+STOPS = 200
 VCPUS = 2
 INSTRUCTIONS = 130
 LOAD_SECONDS = 60.0
@@ -40,7 +40,6 @@ class BusyGuest:
             try:
                 self.kernel = find_kernel(machine)
                 self.unwinder = Unwinder(self.kernel)
-                self.entry = entry_code(self.kernel)
                 built = build_vmlinux(self.kernel)
                 assert built.warnings == ()
             finally:
@@ -89,15 +88,12 @@ def check_random_stops(guest: BusyGuest, gdb: GdbSession, stops: int, seed: int)
         gdb.interrupt()
         for thread in range(1, VCPUS + 1):
             found = backtrace(gdb, thread)
-            problem = found.problem(guest.entry)
+            problem = found.problem()
             assert problem is None, f"{problem}:\n{found.printed}"
             in_user_mode += found.ends_in_user_mode
             deep += len(found.frames) > 3
             addresses, end = unwound_by_us(gdb, guest.unwinder)
             if end not in (UnwindEnd.COMPLETE, UnwindEnd.USER):
-                continue
-            # In the entry code ours goes further, by other signs than its table.
-            if found.frames[0].ip in guest.entry:
                 continue
             assert [frame.ip for frame in found.frames] == addresses, found.printed
             compared += 1
@@ -116,7 +112,15 @@ def test_every_chain_comes_to_its_end(busy: BusyGuest, gdb: GdbSession) -> None:
 @requires("qemu", "cc")
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "start", ["asm_sysvec_apic_timer_interrupt", "asm_exc_page_fault", "__switch_to_asm"]
+    "start",
+    [
+        "asm_sysvec_apic_timer_interrupt",
+        "asm_exc_page_fault",
+        "__switch_to_asm",
+        "entry_SYSCALL_64",
+        "syscall_exit_to_user_mode",
+        "swapgs_restore_regs_and_return_to_usermode",
+    ],
 )
 def test_every_instruction(busy: BusyGuest, gdb: GdbSession, start: str) -> None:
     """From the first one on: registers are saved, stacks are switched, and a task's
@@ -128,11 +132,13 @@ def test_every_instruction(busy: BusyGuest, gdb: GdbSession, start: str) -> None
     ends = set()
     for _ in range(INSTRUCTIONS):
         found = backtrace(gdb, thread)
-        problem = found.problem(busy.entry)
+        problem = found.problem()
         assert problem is None, f"{problem}:\n{found.printed}\n{gdb.cli('x/i $pc')}"
         ends.add(found.frames[-1])
+        if found.frames[0].function == "__switch_to_asm":
+            assert found.frames[1].function in ("__schedule", "ret_from_fork"), found.printed
         gdb.run_to_stop("-exec-step-instruction")
-    if start != "__switch_to_asm":
+    if start.startswith("asm_"):
         # It is one entry all the time, and what was interrupted stays where it was.
         assert len(ends) == 1
 

@@ -56,16 +56,29 @@ const void *kvmgdb_debug_section(const struct kvmgdb_debug *debug,
                                  enum kvmgdb_debug_section which,
                                  size_t *length);
 
-/* Code in [start, end) has its return address `cfa_offset` - 8 bytes above the
- * stack pointer, where the table has no rule for it. */
+/* What code in [start, end) is that the table has no rule for. */
+enum kvmgdb_debug_rule_kind {
+  /* Its return address lies `cfa_offset` - 8 bytes above the stack pointer. */
+  KVMGDB_RULE_CALL = 0,
+  KVMGDB_RULE_CALL_ALWAYS = 1, /* the same, also where the table has a rule */
+  /* The table's rules hold, or where `cfa_offset` is not 0 that offset, except
+     that they do not count the words that up to two calls within the code left
+     on the stack. */
+  KVMGDB_RULE_CALLS_ITSELF = 2,
+  /* Entered by `syscall`, or about to leave by `sysret`: user mode's address is
+     in rcx. */
+  KVMGDB_RULE_SYSCALL = 3,
+  /* Entered by an interrupt from user mode, or about to leave by `iret`: what
+     the processor pushes lies at the stack pointer, or one or two words above,
+     or it is being copied from where rdi points. */
+  KVMGDB_RULE_IRET = 4,
+};
+
 struct kvmgdb_debug_rule {
   uint64_t start;
   uint64_t end;
+  enum kvmgdb_debug_rule_kind kind;
   int16_t cfa_offset;
-  int always; /* also where the table has a rule */
-  /* The table's rules hold, except that they do not count the words that up to
-     two calls within the code left on the stack. */
-  int calls_itself;
 };
 
 /*

@@ -58,6 +58,85 @@ static int base_of(enum frame_class class) {
                                   : 0;
 }
 
+/* ---- between the kernel's stack and user mode ------------------------------
+ */
+
+/* Addresses of user mode, whatever its page tables are. */
+#define USER_BITS 56
+/* What is pushed above an interrupt's frame on the way out: di, ax. */
+#define MAX_PUSHED 2
+/* While that frame is copied rdi points at the saved di, ax and the frame. */
+#define COPIED_FROM_DI 16
+#define INTERRUPT_SS 32
+#define USER_SS 0x2b
+
+/* Leaves whether the word at rsp + `offset` is `value`. */
+static void put_is_word(struct buffer *out, int offset, uint8_t value) {
+  put_u8(out, DW_OP_breg0 + DW_RSP);
+  put_sleb(out, offset);
+  const uint8_t is_value[] = {DW_OP_deref, DW_OP_const1u, value, DW_OP_eq};
+  buffer_put(out, is_value, sizeof(is_value));
+}
+
+/* Where what the processor pushes for an interrupt of user mode lies, + `part`.
+ */
+static void put_interrupt_frame(struct buffer *out, int part) {
+  put_u8(out, DW_OP_breg0 + DW_RDI);
+  put_sleb(out, COPIED_FROM_DI + part);
+  for (int pushed = MAX_PUSHED; pushed >= 0; pushed--) {
+    put_u8(out, DW_OP_breg0 + DW_RSP);
+    put_sleb(out, 8 * pushed + part);
+    put_is_word(out, 8 * pushed + INTERRUPT_CS, USER_CS);
+    put_is_word(out, 8 * pushed + INTERRUPT_CS, USER32_CS);
+    put_u8(out, DW_OP_or);
+    put_is_word(out, 8 * pushed + INTERRUPT_SS, USER_SS);
+    /* Of the place so far and this one, the one that it is. */
+    const uint8_t choose[] = {DW_OP_and,  DW_OP_bra, 4, 0,          DW_OP_drop,
+                              DW_OP_skip, 2,         0, DW_OP_swap, DW_OP_drop};
+    buffer_put(out, choose, sizeof(choose));
+  }
+}
+
+/* A CFA of user mode, or of a stack that nobody knows, could be anywhere; this
+ * one is below all others, as that of a called function is. */
+static void put_lowest_cfa(struct buffer *out) {
+  put_u8(out, DW_CFA_def_cfa_expression);
+  put_uleb(out, 1);
+  put_u8(out, DW_OP_lit0);
+}
+
+static void put_iret_rules(struct buffer *out) {
+  static const struct {
+    uint8_t reg;
+    int part;
+  } saved[] = {{DW_RIP, INTERRUPT_RIP}, {DW_RSP, INTERRUPT_RSP}};
+  put_lowest_cfa(out);
+  for (size_t i = 0; i < sizeof(saved) / sizeof(saved[0]); i++) {
+    uint8_t bytes[128];
+    struct buffer expression = {.data = bytes, .capacity = sizeof(bytes)};
+    put_interrupt_frame(&expression, saved[i].part);
+    put_u8(out, DW_CFA_expression);
+    put_uleb(out, saved[i].reg);
+    put_uleb(out, expression.length);
+    buffer_put(out, bytes, expression.length);
+  }
+}
+
+/* Up to its first instructions, rsp is still that of user mode: 0 elsewhere. */
+static void put_syscall_rules(struct buffer *out) {
+  put_lowest_cfa(out);
+  put_u8(out, DW_CFA_register);
+  put_uleb(out, DW_RIP);
+  put_uleb(out, DW_RCX);
+  const uint8_t user_sp[] = {DW_OP_breg0 + DW_RSP, 0,         DW_OP_dup,
+                             DW_OP_const1u,        USER_BITS, DW_OP_shr,
+                             DW_OP_lit0,           DW_OP_eq,  DW_OP_mul};
+  put_u8(out, DW_CFA_val_expression);
+  put_uleb(out, DW_RSP);
+  put_uleb(out, sizeof(user_sp));
+  buffer_put(out, user_sp, sizeof(user_sp));
+}
+
 /* ---- CIEs ------------------------------------------------------------------
  */
 
@@ -91,6 +170,16 @@ static void put_undefined(struct buffer *out) {
 }
 
 static void put_initial_rules(struct buffer *out, enum frame_class class) {
+  if (class == FRAME_SYSCALL || class == FRAME_IRET) {
+    put_undefined(out);
+    put_u8(out, DW_CFA_same_value);
+    put_uleb(out, DW_RBP);
+    if (class == FRAME_SYSCALL)
+      put_syscall_rules(out);
+    else
+      put_iret_rules(out);
+    return;
+  }
   put_u8(out, DW_CFA_def_cfa);
   put_uleb(out, DW_RSP);
   put_uleb(out, class == FRAME_CALL || class == FRAME_OUTER

@@ -35,6 +35,7 @@ struct cursor {
   uint64_t at;
   uint64_t end;
   struct orc_rule current;
+  enum frame_class class;
   const struct kvmgdb_debug_rule *counted; /* that says that it calls itself */
 };
 
@@ -47,10 +48,15 @@ static const struct kvmgdb_debug_rule *own_rule(const struct frames *frames,
                                       : NULL;
   if (cursor->own == frames->rule_count || own->start > cursor->at)
     return NULL;
-  if (own->calls_itself)
+  if (own->kind == KVMGDB_RULE_CALLS_ITSELF)
     return NULL;
   bool has_rule = listed && frame_class_of(listed) != FRAME_OUTER;
-  return own->always || !has_rule ? own : NULL;
+  return own->kind == KVMGDB_RULE_CALL_ALWAYS || !has_rule ? own : NULL;
+}
+
+static bool is_call(const struct kvmgdb_debug_rule *rule) {
+  return rule->kind == KVMGDB_RULE_CALL ||
+         rule->kind == KVMGDB_RULE_CALL_ALWAYS;
 }
 
 static void cursor_move(const struct frames *frames, struct cursor *cursor,
@@ -71,16 +77,23 @@ static void cursor_move(const struct frames *frames, struct cursor *cursor,
   if (cursor->rule < table->count)
     cursor->current = table->rules[cursor->rule];
   const struct kvmgdb_debug_rule *own = own_rule(frames, cursor);
-  if (own)
+  if (own && is_call(own))
     cursor->current = (struct orc_rule){.sp_offset = own->cfa_offset,
                                         .sp_register = ORC_SP,
                                         .type = ORC_TYPE_CALL};
+  cursor->class = frame_class_of(&cursor->current);
+  if (own && own->kind == KVMGDB_RULE_SYSCALL)
+    cursor->class = FRAME_SYSCALL;
+  if (own && own->kind == KVMGDB_RULE_IRET)
+    cursor->class = FRAME_IRET;
   const struct kvmgdb_debug_rule *listed = frames->rules + cursor->own;
   bool counted = cursor->own < frames->rule_count && listed->start <= at &&
-                 listed->calls_itself &&
+                 listed->kind == KVMGDB_RULE_CALLS_ITSELF &&
                  cursor->current.type == ORC_TYPE_CALL &&
                  cursor->current.sp_register == ORC_SP;
   cursor->counted = counted ? listed : NULL;
+  if (counted && listed->cfa_offset)
+    cursor->current.sp_offset = listed->cfa_offset;
 }
 
 static void put_row(struct buffer *out, const struct orc_rule *before,
@@ -149,7 +162,8 @@ static void note(struct frames *frames, const struct cursor *cursor,
   struct kvmgdb_debug *debug = frames->debug;
   bool switches = frame_switches_stack(&cursor->current) ||
                   is_call_on_stack(frames, cursor);
-  if (!switches && !own_rule(frames, cursor))
+  const struct kvmgdb_debug_rule *own = own_rule(frames, cursor);
+  if (!switches && (!own || !is_call(own)))
     return;
   struct noted_code *last =
       debug->noted_count ? &debug->noted[debug->noted_count - 1] : NULL;
@@ -160,10 +174,15 @@ static void note(struct frames *frames, const struct cursor *cursor,
         .start = cursor->at, .end = end, .switches = switches};
 }
 
+/* Whether what the frame leads to was interrupted, by the table. */
+static bool is_signal(const struct cursor *cursor) {
+  return cursor->current.signal && cursor->class < FRAME_OUTER;
+}
+
 /* From the cursor on, as far as one symbol and one class go. */
 static void put_fde(struct frames *frames, struct cursor *cursor) {
-  enum frame_class class = frame_class_of(&cursor->current);
-  bool signal = cursor->current.signal && class != FRAME_OUTER, symbol = false;
+  enum frame_class class = cursor->class;
+  bool signal = is_signal(cursor), symbol = false;
   struct buffer *out = frames->out;
   size_t start = out->length;
   uint64_t first = cursor->at, row = first;
@@ -181,8 +200,7 @@ static void put_fde(struct frames *frames, struct cursor *cursor) {
     before = cursor->current;
     cursor_move(frames, cursor, change);
     if (symbol || change == cursor->end || cursor->counted != counted ||
-        frame_class_of(&cursor->current) != class ||
-        (cursor->current.signal && class != FRAME_OUTER) != signal)
+        cursor->class != class || is_signal(cursor) != signal)
       break;
     size_t advance_at = out->length;
     put_advance(out, change - row);
@@ -227,7 +245,7 @@ enum kvmgdb_status kvmgdb_debug_add_frames(
   if (!debug || !unwinder || !symbols || (!rules && rule_count))
     return error_set(error, KVMGDB_ERR_INVALID, 0, 0);
   for (size_t i = 0; i < rule_count; i++)
-    if (rules[i].start >= rules[i].end ||
+    if (rules[i].start >= rules[i].end || rules[i].kind > KVMGDB_RULE_IRET ||
         (i && rules[i].start < rules[i - 1].end))
       return error_set(error, KVMGDB_ERR_INVALID, 0, rules[i].start);
   debug_reset(debug, SECTIONS);

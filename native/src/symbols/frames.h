@@ -14,6 +14,8 @@ enum frame_class {
   FRAME_REGS,    /* struct pt_regs below the CFA */
   FRAME_PARTIAL, /* what the processor pushed for an interrupt below the CFA */
   FRAME_OUTER,   /* nothing called this */
+  FRAME_SYSCALL, /* user mode's address in rcx */
+  FRAME_IRET, /* what the processor pushed somewhere near: see frame_rows.c */
   FRAME_CLASSES,
 };
 

@@ -372,8 +372,8 @@ TEST(debug, noise_as_unwind_table) {
     rule.start = TEXT + random_next(&state) % 0x800;
     rule.end = rule.start + 1 + random_next(&state) % 0x100;
     rule.cfa_offset = (int16_t)random_next(&state);
-    rule.always = (int)(random_next(&state) & 1);
-    rule.calls_itself = (int)(random_next(&state) & 1);
+    rule.kind = (enum kvmgdb_debug_rule_kind)(random_next(&state) %
+                                              (KVMGDB_RULE_IRET + 1));
     CHECK_EQUAL(kvmgdb_unwinder_create(&unwinder, NULL), KVMGDB_OK);
     add_rules(unwinder, places, entries, 64);
     CHECK_EQUAL(
