@@ -8,6 +8,7 @@ with KASLR, and nothing else is: the first page there is ``_text``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from kvmgdb.errors import KvmgdbError, NoKernelError
@@ -23,7 +24,7 @@ MAX_IMAGE = 256 << 20
 _MAX_EXTENTS = 1024
 # With page-table isolation, user mode's table is the page behind the kernel's
 # (PTI_USER_PGTABLE_BIT), and shows one huge page of the kernel: its entry code.
-_PTI_USER_BIT = 1 << 12
+PTI_USER_BIT = 1 << 12
 _MAX_SHOWN_TO_USER = HUGE_PAGE
 
 _CR0_PAGING = 1 << 31
@@ -72,17 +73,22 @@ def locate(memory: Memory, pagings: Sequence[Paging], search: bool = True) -> Lo
 def is_mapped(memory: Memory, location: Location, pagings: Sequence[Paging]) -> bool:
     """Whether any of the vCPUs still sees that very kernel at its place: none does
     after a reset, or once another kernel was started."""
-    gpa = location.extents[0].gpa
+    return any(
+        gpa == location.extents[0].gpa for _, gpa in views_of(memory, location.base, pagings)
+    )
+
+
+def views_of(
+    memory: Memory, address: int, pagings: Sequence[Paging]
+) -> Iterator[tuple[Paging, int]]:
+    """Where the page tables of the vCPUs, and those of the kernel beside them, map an
+    address of the kernel (GPA), as far as they do."""
     for paging in pagings:
         if paging.mode not in (PagingMode.LEVEL4, PagingMode.LEVEL5):
             continue
-        for table in (paging, replace(paging, cr3=paging.cr3 & ~_PTI_USER_BIT)):
-            try:
-                if memory.translate(table, location.base).gpa == gpa:
-                    return True
-            except KvmgdbError:
-                continue
-    return False
+        for table in (paging, replace(paging, cr3=paging.cr3 & ~PTI_USER_BIT)):
+            with suppress(KvmgdbError):
+                yield table, memory.translate(table, address).gpa
 
 
 def _seen_by(memory: Memory, paging: Paging, found_by: str) -> Location | None:
@@ -91,7 +97,7 @@ def _seen_by(memory: Memory, paging: Paging, found_by: str) -> Location | None:
     seen = _look(memory, paging, found_by)
     if seen is not None and seen.end - seen.base > _MAX_SHOWN_TO_USER:
         return seen
-    kernel = replace(paging, cr3=paging.cr3 & ~_PTI_USER_BIT)
+    kernel = replace(paging, cr3=paging.cr3 & ~PTI_USER_BIT)
     if kernel != paging:
         isolated = _look(memory, kernel, f"{found_by} (isolated from user mode)")
         if isolated is not None and isolated.end - isolated.base > _MAX_SHOWN_TO_USER:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kvmgdb.errors import KvmgdbError, NotFoundError
 from kvmgdb.linux.generated import GeneratedCode, list_generated, undescribed_parts
 from kvmgdb.linux.kernel import PAGE, Kernel
+from kvmgdb.linux.locate import PTI_USER_BIT
 from kvmgdb.linux.modules import ModuleList, list_modules
 from kvmgdb.linux.native import (
     Frame,
@@ -28,7 +29,6 @@ from kvmgdb.machine.registers import RegisterFile
 _COPY_PAGES = 4
 _MAX_COPIES = 32
 _KERNEL_HALF = 1 << 63
-_PTI_USER_BIT = 1 << 12
 
 _ENDS = {
     UnwindEnd.COMPLETE: None,
@@ -160,7 +160,7 @@ class Unwinder:
         """Reads one page: the kernel's half through its own tables."""
         user = paging
         if user is not None:
-            user = Paging(user.cr0, user.cr3 & ~_PTI_USER_BIT, user.cr4, user.efer)
+            user = Paging(user.cr0, user.cr3 & ~PTI_USER_BIT, user.cr4, user.efer)
 
         def read(address: int) -> bytes:
             tables = self.kernel.paging if address >= _KERNEL_HALF else user

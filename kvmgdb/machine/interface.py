@@ -219,11 +219,25 @@ class Machine(ABC):
     monitor: MonitorAbility | None = None
     sampling: SamplingAbility | None = None
 
+    resets: int = 0
+    """How often the machine was reset since it was attached to, as far as a backend is
+    told; :meth:`poll` takes that in."""
+
     @property
     @abstractmethod
     def memory(self) -> Memory | None:
         """Guest-physical memory, also while the machine runs; None where only
         guest-virtual memory of a stopped vCPU can be reached."""
+
+    @property
+    def reads_while_running(self) -> bool:
+        """Whether :attr:`memory` can be read while the machine runs."""
+        return True
+
+    @property
+    def stands_by_attaching(self) -> bool:
+        """Whether the machine stands because it was attached to, and for no longer."""
+        return False
 
     @abstractmethod
     def write_physical(self, gpa: int, data: bytes) -> None:

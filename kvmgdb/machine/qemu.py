@@ -345,6 +345,14 @@ class QemuMachine(StubMachine):
     def memory(self) -> Memory | None:
         return super().memory if self._map is None else self._map.memory
 
+    @property
+    def reads_while_running(self) -> bool:
+        return self._map is not None
+
+    @property
+    def stands_by_attaching(self) -> bool:
+        return False
+
     def current_memory(self, vcpu: StubVcpu) -> Memory | None:
         """Guest-physical memory by a layout that is still true for ``vcpu``.
 
@@ -449,6 +457,7 @@ class QemuMachine(StubMachine):
         while self._qmp.events:
             event = self._qmp.events.popleft()
             if event.name == "RESET":
+                self.resets += 1
                 self._ran_since_map = True
                 self._map_time = 0.0
                 for vcpu in self.vcpus:

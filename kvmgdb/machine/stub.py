@@ -205,6 +205,14 @@ class StubMachine(Machine):
         )
         return replies[1:-1]
 
+    @property
+    def reads_while_running(self) -> bool:
+        return False
+
+    @property
+    def stands_by_attaching(self) -> bool:
+        return not (self._running or self._resumed_once or self._found_halted)
+
     def info(self) -> MachineInfo:
         return MachineInfo(
             name=str(self.address),

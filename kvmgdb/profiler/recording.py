@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import compress
 from typing import NamedTuple
 
 NO_VCPU = 0xFFFF
@@ -263,6 +264,15 @@ class Recording:
         columns.stack.append(stack)
         columns.state.append(state)
         columns.held_ns.append(min(held_ns, _MAX_U32))
+
+    def forget(self, vm: int, after_ns: int) -> int:
+        """Takes out the samples of a virtual machine that are later than that, and
+        gives their number."""
+        places = zip(self.columns.vm, self.columns.time_ns, strict=True)
+        kept = [not (of == vm and time_ns > after_ns) for of, time_ns in places]
+        for column in self.columns:
+            column[:] = array(column.typecode, compress(column, kept))
+        return kept.count(False)
 
     def remark(self, text: str) -> None:
         """Something about the whole that whoever reads the recording should know."""

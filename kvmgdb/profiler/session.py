@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvmgdb.errors import (
     KvmgdbError,
-    MemoryFault,
+    MachineError,
     NoKernelError,
-    NoRamError,
     TargetGoneError,
     UnsupportedError,
 )
 from kvmgdb.linux.attach import find_kernel, stopped
+from kvmgdb.linux.boot import Boot
 from kvmgdb.linux.identity import identify
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.native import UnwindEnd
 from kvmgdb.linux.stacks import Unwinder
-from kvmgdb.machine.interface import Machine
+from kvmgdb.machine.interface import Action, Machine
+from kvmgdb.machine.native import Paging
 from kvmgdb.machine.sampling import SampleStream, SamplingCounters, SamplingPlan
 from kvmgdb.profiler.file_code import FileCode, unnamed
 from kvmgdb.profiler.kernel_code import KernelCode
@@ -44,9 +46,12 @@ _KERNEL_HALF = 1 << 63
 _EXIT = Frame("[VM exit]", "", FrameKind.MARK, 0)
 # How often it is looked at whether the kernel is still the one that was found.
 _CHECK_SECONDS = 0.5
-# With page-table isolation, entry code runs with tables that have little of a kernel:
-# only what is seen several times in a row counts.
+# Where no vCPU runs, the machine is stopped for a look, so often.
+_LOOK_SECONDS = 2.0
+# A guest of the guest's, firmware that the kernel calls: only what is seen several times
+# in a row counts.
 _STRANGE = 3
+_MOST_SEEN = 32
 
 
 class RebootedError(TargetGoneError):
@@ -98,8 +103,14 @@ class Session:
         self._user_code: UserCode | None = None
         self._stacks: dict[int, int] = {}
         self._tasks: dict[int, tuple[int, bool]] = {}
-        self._checked = time.monotonic()
-        self._cr3 = self._strange = 0
+        self._checked = self._looked = time.monotonic()
+        self._strange = 0
+        self._resets = machine.resets
+        # Page tables that vCPUs used since the last check, with the time of the sample.
+        self._seen: dict[int, int] = {}
+        self._saw_halted = False
+        self._sound_ns = self._broken_since = 0
+        self._rebooted = False
         self._find_kernel()
         self._vm = recording.vm(name, self._banner())
         self._rate = rate
@@ -120,6 +131,7 @@ class Session:
                 self.recording.remark(problem)
             self._kernel_code = KernelCode(kernel, unwinder.modules)
             self._user_code = UserCode(kernel)
+            self._boot = Boot(kernel)
         exited = self.recording.frame(*_EXIT)
         self._maker = StackMaker(tables, exited, self._wanted.kernel, self._wanted.user)
 
@@ -128,18 +140,22 @@ class Session:
         return banner or ""
 
     def _make_plan(self) -> SamplingPlan:
+        if self.machine.memory is None:
+            raise UnsupportedError(
+                "this target cannot be profiled: it does not give access to guest-physical memory"
+            )
         if self.kernel is None:
             return plan_without_kernel()
         with stopped(self.machine):
-            plan = plan_for(self.machine, self.kernel, self._wanted.user)
-        self._gpa = self.kernel.memory.translate(self.kernel.paging, self.kernel.base).gpa
-        return plan
+            return plan_for(self.machine, self.kernel, self._wanted.user)
 
     # -- recording
 
     def begin(self, begin_ns: int | None = None) -> None:
         """``begin_ns`` is when the recording of which this is a part began
         (time.monotonic_ns), or None for now."""
+        if self.machine.stands_by_attaching:
+            self.machine.resume({vcpu.index: Action.CONTINUE for vcpu in self.machine.vcpus})
         self.stream = self._start()
         self.begin_ns = time.monotonic_ns() if begin_ns is None else begin_ns
 
@@ -165,19 +181,22 @@ class Session:
             for row in taken.rows:
                 self._add(row)
             self.stream.advance(taken.consumed)
-            for place in dict.fromkeys(taken.places):
-                self._name(place)
+            with self._readable() if taken.places else nullcontext():
+                for place in dict.fromkeys(taken.places):
+                    self._name(place)
 
     def close(self) -> SamplingCounters:
         """Ends sampling, and takes what is left."""
         self.stream.close()
         self.drain()
+        if self._rebooted:
+            self._forget_later_boot()
         return self.stream.counters()
 
     def _add(self, row: Row) -> None:
         self.states[row.state] += 1
-        if row.ip >= _KERNEL_HALF:
-            self._cr3 = row.cr3
+        time_ns = max(0, row.time_ns - self.begin_ns)
+        self._note(row, time_ns)
         task, wanted = self._task(row.task)
         if not wanted or (self._wanted.vcpu is not None and row.vcpu != self._wanted.vcpu):
             self.skipped += 1
@@ -185,6 +204,7 @@ class Session:
         recording = self.recording
         if row.broken:
             recording.counters.broken += 1
+            self._broken_since += 1
             self.broken[f"{UnwindEnd(row.end).name.lower()} at {row.address:#x}"] += 1
         if row.state == HALTED:
             state, stack = State.HALTED, 0
@@ -192,7 +212,6 @@ class Session:
             state, stack = State.RUNNING, self._stack(row.stack)
         else:
             return
-        time_ns = max(0, row.time_ns - self.begin_ns)
         recording.add(time_ns, self._vm, row.vcpu, task, stack, state, row.held_ns)
 
     def _stack(self, number: int) -> int:
@@ -213,6 +232,11 @@ class Session:
         return known
 
     # -- names
+
+    def _readable(self) -> AbstractContextManager[None]:
+        """While the guest's memory can be read, which holds names."""
+        machine = self.machine
+        return nullcontext() if machine.reads_while_running else stopped(machine)
 
     def _name(self, place: Place) -> None:
         try:
@@ -241,18 +265,75 @@ class Session:
 
     # -- is it still the same guest?
 
+    def _note(self, row: Row, time_ns: int) -> None:
+        """Keeps of a sample what the next check needs."""
+        if row.state == RUNNING:
+            self._seen.pop(row.cr3, None)
+            self._seen[row.cr3] = time_ns
+            if len(self._seen) > _MOST_SEEN:
+                del self._seen[next(iter(self._seen))]
+        self._saw_halted |= row.state == HALTED
+
     def _check_kernel(self) -> None:
-        """By the page tables that were last seen in the kernel: those of a kernel that
-        started after ours lead elsewhere."""
+        """Whether the kernel that was found runs still, as of the page tables that were
+        in use since the last check, or of those in which all vCPUs are idle."""
         now = time.monotonic()
-        if self.kernel is None or not self._cr3 or now - self._checked < _CHECK_SECONDS:
+        if self.kernel is None or now - self._checked < _CHECK_SECONDS:
             return
         self._checked = now
-        live, self._cr3 = replace(self.kernel.paging, cr3=self._cr3), 0
+        if self.machine.resets != self._resets:
+            self._end_of_boot()
+        if self._seen:
+            self._looked = now
+            sound_ns = self._newest_sound(self.kernel.paging)
+        elif self._saw_halted and now - self._looked >= _LOOK_SECONDS:
+            self._looked = now
+            sound_ns = self._look()
+        else:
+            return
+        self._seen.clear()
+        self._saw_halted = False
+        if sound_ns is None:
+            self._strange += 1
+            if self._strange >= _STRANGE:
+                self._end_of_boot()
+            return
+        self._strange = self._broken_since = 0
+        self._sound_ns = sound_ns
+
+    def _newest_sound(self, paging: Paging) -> int | None:
+        """The time of the newest sample whose page tables have our kernel."""
+        with self._readable():
+            for cr3, time_ns in reversed(self._seen.items()):
+                if self._boot.goes_on([replace(paging, cr3=cr3)]):
+                    return time_ns
+        return None
+
+    def _look(self) -> int | None:
+        """Stops the machine for a look at its page tables: nothing runs that could be
+        sampled. Gives the time if they have our kernel."""
+        now = time.monotonic_ns() - self.begin_ns
         try:
-            gpa = self.kernel.memory.translate(live, self.kernel.base).gpa
-        except (MemoryFault, NoRamError):
-            gpa = -1
-        self._strange = 0 if gpa == self._gpa else self._strange + 1
-        if self._strange >= _STRANGE:
-            raise RebootedError("the guest has started again")
+            with stopped(self.machine):
+                pagings = [vcpu.paging() for vcpu in self.machine.vcpus]
+                known = [paging for paging in pagings if paging is not None]
+                return now if self._boot.goes_on(known) else None
+        except TargetGoneError:
+            raise
+        except MachineError:  # its host is busy, or it was paused: nothing is known
+            return self._sound_ns
+
+    def _end_of_boot(self) -> None:
+        self._rebooted = True
+        raise RebootedError("the guest has started again")
+
+    def _forget_later_boot(self) -> None:
+        """Samples since it was last seen that the old kernel runs may be of the new one,
+        for which our names are wrong."""
+        forgotten = self.recording.forget(self._vm, self._sound_ns)
+        self.recording.counters.broken -= self._broken_since
+        if forgotten:
+            self.recording.remark(
+                f"{forgotten} samples of {self.name} were left out: they may be from after "
+                "it had started again"
+            )

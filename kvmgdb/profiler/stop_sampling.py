@@ -108,11 +108,11 @@ class StopSampling(SampleStream):
             return self._maker.of_state(vcpu.index, HALTED, now)
         try:
             registers = vcpu.read_registers(_GROUPS)
-            view = vcpu.memory_view()
-            if view is None:
+            memory, paging = vcpu.memory_view() or (self._machine.memory, vcpu.paging())
+            if memory is None or paging is None:
                 raise MachineError("the guest's memory cannot be read")
             values = {ours: registers.get(theirs) or 0 for ours, theirs in _REGISTERS.items()}
-            return self._maker.of_vcpu(*view, vcpu.index, values, now)
+            return self._maker.of_vcpu(memory, paging, vcpu.index, values, now)
         except TargetGoneError:
             raise
         except (MachineError, MemoryFault, NoRamError):

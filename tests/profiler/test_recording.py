@@ -41,6 +41,15 @@ def example() -> Recording:
     return recording
 
 
+def test_samples_are_forgotten() -> None:
+    recording = example()
+    other = recording.vm("vm2")
+    recording.add(9, other, 0, 0, 0, State.RUNNING, 0)
+    assert recording.forget(0, 5) == 2
+    assert [(row.vm, row.time_ns) for row in recording.samples()] == [(0, 5), (other, 9)]
+    assert recording.forget(other, 9) == 0
+
+
 def test_equal_things_have_one_number() -> None:
     recording = example()
     assert recording.frame("main", "/bin/worker", FrameKind.USER, 0x401000) == 0
