@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from kvmgdb.errors import KvmgdbError
+from kvmgdb.errors import KvmgdbError, MemoryFault, NoRamError
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.stacks import symbol_size
 from kvmgdb.symbols.native import PerCpu, Variable
@@ -130,7 +130,12 @@ def _typed(kernel: Kernel, name: str, type_name: str) -> Variable | None:
         return None
     elements = None
     if type_name == "char []":
-        elements = len(kernel.string(symbols[0].address, min(room, _MAX_TEXT)).encode()) + 1
+        try:
+            text = kernel.string(symbols[0].address, min(room, _MAX_TEXT))
+        except (MemoryFault, NoRamError):
+            # With page-table isolation the kernel unmaps what only its start needed.
+            return None
+        elements = len(text.encode()) + 1
     elif match["array"]:
         elements = min(room // size, _MAX_ELEMENTS)
     return Variable(name, symbols[0].address, declared.id, pointer, elements)

@@ -17,6 +17,7 @@ from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.native import PagingMode
 from kvmgdb.machine.registers import Group
 from kvmgdb.machine.target import parse_target
+from kvmgdb.symbols import build_vmlinux
 from tests.linux.fixtures import StartProbed
 from tests.linux.probed import ProbedGuest
 from tests.linux.test_state import check_log, check_modules
@@ -120,6 +121,7 @@ def test_variant(
         assert kernel.cpus() == list(range(vcpus))
         assert kernel.base == LINKED_AT or "nokaslr" not in append
         assert machine.memory is not None
+        assert build_vmlinux(kernel).warnings == ()
         # Without any register: by the page tables that lie in physical memory.
         searched = locate(machine.memory, [])
         assert (searched.base, searched.paging.mode) == (kernel.base, mode)
