@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvmgdb.demo.process import end, start
-from kvmgdb.errors import KvmgdbError, TargetGoneError, TargetNotFoundError
+from kvmgdb.errors import KvmgdbError, TargetGoneError, TargetNotFoundError, TargetTimeoutError
 from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.processes import find_vm, vm_processes
@@ -26,7 +27,7 @@ from kvmgdb.machine.qemu_process import (
 from kvmgdb.machine.sockets import listening_sockets
 from kvmgdb.machine.target import parse_target
 from tests.support.polling import wait_for
-from tests.support.qemu import free_port
+from tests.support.qemu import Qemu, free_port
 from tests.support.require import requires
 
 pytestmark = requires("qemu")
@@ -167,6 +168,19 @@ def test_no_monitor_at_all_but_a_stub() -> None:
         assert machine is not None
         assert len(machine.vcpus) == 1
         machine.close()
+
+
+def test_a_qemu_that_a_signal_has_stopped() -> None:
+    with Qemu("-accel", "tcg", "-S", "-m", "16M") as started:
+        process = read_qemu_process(started.pid)
+        assert process is not None
+        started.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(TargetTimeoutError, match="is stopped, by a signal") as failure:
+                connect_qmp(process)
+        finally:
+            started.process.send_signal(signal.SIGCONT)
+        assert f"kill -CONT {started.pid}" in failure.value.remedy
 
 
 def test_a_process_that_is_gone() -> None:
