@@ -38,11 +38,13 @@ from kvmgdb.machine.interface import (
 )
 from kvmgdb.machine.kvm_breakpoints import KvmBreakpoints, KvmStepping, SoftwareBreakpoints
 from kvmgdb.machine.kvm_sampling import KvmSampling
+from kvmgdb.machine.kvm_state import RUNNING, STOPPED_BY_SIGNAL, observe
 from kvmgdb.machine.native import Memory, Paging
 from kvmgdb.machine.processes import vcpu_ids
 from kvmgdb.machine.registers import BASIC_GROUPS, BY_NAME, Group, RegisterFile
 
 _PE = 1  # CR0.PE: protected mode
+_EXIT_REASON = 8  # offset in struct kvm_run (include/uapi/linux/kvm.h)
 _MAX_READ = 64 << 20
 # How old what is known of the VMM's memory slots and vCPUs may be at a stop.
 _LOOK_SECONDS = 0.1
@@ -221,8 +223,11 @@ class KvmMachine(Machine):
         self._gone_reported = False
         self._last_stop = StopEvent(StopReason.REQUEST)
         self._stop_count = 0
-        # What the VMM itself says of its memory, where it can be asked.
+        # What the VMM itself says of its memory and of the machine's state, where it
+        # can be asked.
         self.layout: Callable[[], list[AgentRegion]] | None = None
+        self.told_state: Callable[[], str] | None = None
+        self._kvm_run: dict[int, int] = {}  # vCPU's number: HVA
         self.software = SoftwareBreakpoints(self)
         self.breakpoints = self._breakpoints = KvmBreakpoints(self)
         self._agent_process = os.pidfd_open(agent.process.pid)
@@ -248,6 +253,7 @@ class KvmMachine(Machine):
             agent.close()
             raise
         machine.vmm = Path(found.exe).name
+        machine._kvm_run = {vcpu.id: vcpu.kvm_run for vcpu in found.vcpus}
         machine.vcpus = [KvmVcpu(machine, index) for index in range(attached.vcpu_count)]
         machine._stepping = KvmStepping(attached.block_irq)
         machine.stepping = machine._stepping
@@ -513,6 +519,27 @@ class KvmMachine(Machine):
         os.close(self._agent_process)
         self._memory.close()
 
+    def _state(self) -> str:
+        """What the guest does that we do not hold."""
+        shown = [self.agent.shared.vcpu[vcpu.index] for vcpu in self.vcpus]
+        state = observe(self.agent.pid, [int(vcpu.tid) for vcpu in shown], self._exit_reasons)
+        if state in (RUNNING, STOPPED_BY_SIGNAL) or self.told_state is None:
+            return state
+        try:
+            return self.told_state()
+        except KvmgdbError:
+            return state
+
+    def _exit_reasons(self) -> list[int]:
+        """Why each vCPU left KVM_RUN last (KVM_EXIT_*), as its kvm_run page says."""
+        reasons = []
+        for place in self._kvm_run.values():
+            if place:
+                with contextlib.suppress(OSError):
+                    data = os.pread(self.agent.memory_fd, 4, place + _EXIT_REASON)
+                    reasons.append(int.from_bytes(data, "little"))
+        return reasons
+
     def info(self) -> MachineInfo:
         return MachineInfo(
             name=self.name,
@@ -520,7 +547,7 @@ class KvmMachine(Machine):
             pid=self.agent.pid,
             vcpus=len(self.vcpus),
             accelerator="kvm",
-            state="running" if self._running else "stopped",
+            state=self._state() if self._running else "stopped",
             notes=tuple(self.notes),
             regions=tuple(region for region, _ in self._regions),
         )

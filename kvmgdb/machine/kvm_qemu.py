@@ -37,6 +37,17 @@ def qemu_regions(process: QemuProcess) -> list[AgentRegion]:
     return regions
 
 
+def qemu_state(process: QemuProcess) -> str:
+    """The machine's state by QEMU's own word (``query-status``): "running", or paused
+    and what for. Raises where its monitor cannot be reached."""
+    with closing(connect_qmp(process)) as qmp:
+        status = qmp.execute("query-status")
+    if status.get("running"):
+        return "running"
+    reason = str(status.get("status"))
+    return "paused (by QEMU)" if reason == "paused" else f"paused (by QEMU: {reason})"
+
+
 class QemuKvmReset(ResetAbility):
     """Resets a QEMU by its monitor, which is connected for that time only."""
 

@@ -18,7 +18,7 @@ from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.holders import client_of
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.kvm import KvmMachine
-from kvmgdb.machine.kvm_qemu import QemuKvmReset, qemu_regions
+from kvmgdb.machine.kvm_qemu import QemuKvmReset, qemu_regions, qemu_state
 from kvmgdb.machine.processes import VmProcess, find_vm, read_vm_process, vm_processes
 from kvmgdb.machine.qemu import QemuMachine, QemuMonitorOnDemand
 from kvmgdb.machine.qemu_process import QemuProcess, busy_stub_address, gdb_stub_address
@@ -102,6 +102,7 @@ def _open_process(process: VmProcess) -> Machine:
         if process.qemu is not None:
             machine.resetting = QemuKvmReset(machine, process.qemu)
             machine.layout = partial(qemu_regions, process.qemu)
+            machine.told_state = partial(qemu_state, process.qemu)
         return machine
     assert process.qemu is not None
     return _open_qemu(process.qemu)

@@ -316,7 +316,6 @@ enum kvmgdb_agent_status session_detach(struct session *session,
     inject_remove_cave(session);
   for (int i = 0; i < session->vcpu_count; i++) {
     struct vcpu *vcpu = &session->vcpu[i];
-    stop_restore_immediate_exit(session, vcpu);
     if (!vcpu->seized)
       continue;
     if (vcpu->phase == PHASE_PARKED) {
@@ -353,8 +352,6 @@ static bool seize_when_free(struct vcpu *vcpu) {
 void session_recover(struct session *session) {
   session->sampler = NULL; /* it went with the agent */
   plant_remove_all(session);
-  for (int i = 0; i < session->vcpu_count; i++)
-    stop_restore_immediate_exit(session, &session->vcpu[i]);
   if (!needs_threads(session)) {
     restore_valid_regs(session);
     inject_remove_cave(session);

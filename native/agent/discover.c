@@ -175,23 +175,37 @@ static void threads_from_debugfs(struct discovery *out) {
   }
 }
 
-/* A thread that sleeps in the kernel shows its system call: KVM_RUN on fd. */
-void discover_thread(struct discovery *out, pid_t tid) {
+/* What a sleeping thread's system call is, and its first two arguments; false
+ * for one that does not sleep. */
+static bool read_syscall(pid_t pid, pid_t tid, long *number,
+                         unsigned long *first, unsigned long *second) {
   char path[64], text[256];
-  snprintf(path, sizeof(path), "/proc/%d/task/%d/syscall", out->info.pid, tid);
+  snprintf(path, sizeof(path), "/proc/%d/task/%d/syscall", pid, tid);
   scoped_fd fd = open(path, O_RDONLY | O_CLOEXEC);
   ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
   if (length <= 0)
-    return;
+    return false;
   text[length] = 0;
-  long number, descriptor, request;
-  if (sscanf(text, "%ld %lx %lx", &number, (unsigned long *)&descriptor,
-             (unsigned long *)&request) != 3 ||
+  return sscanf(text, "%ld %lx %lx", number, first, second) == 3;
+}
+
+bool discover_waits(pid_t pid, pid_t tid) {
+  long number;
+  unsigned long first, second;
+  return read_syscall(pid, tid, &number, &first, &second) &&
+         number == SYS_futex && discover_is_asleep(pid, tid);
+}
+
+/* A thread that sleeps in the kernel shows its system call: KVM_RUN on fd. */
+void discover_thread(struct discovery *out, pid_t tid) {
+  long number;
+  unsigned long descriptor, request;
+  if (!read_syscall(out->info.pid, tid, &number, &descriptor, &request) ||
       number != SYS_ioctl || request != KVM_RUN)
     return;
   for (int i = 0; i < out->info.vcpu_count; i++) {
     struct kvmgdb_agent_found_vcpu *vcpu = &out->vcpu[i];
-    if (!vcpu->tid && (vcpu->fd == descriptor ||
+    if (!vcpu->tid && (vcpu->fd == (int)descriptor ||
                        same_file(out->info.pid, vcpu->fd, (int)descriptor)))
       vcpu->tid = tid;
   }

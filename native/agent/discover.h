@@ -23,6 +23,9 @@ bool discover_is_user_thread(pid_t pid, pid_t tid);
 /* Whether a thread sleeps: it waits for something, also in KVM_RUN. */
 bool discover_is_asleep(pid_t pid, pid_t tid);
 
+/* Whether it waits for a condition or a lock of its own process. */
+bool discover_waits(pid_t pid, pid_t tid);
+
 /* Notes `tid` for the vCPU whose KVM_RUN it sleeps in, if it does. */
 void discover_thread(struct discovery *out, pid_t tid);
 

@@ -11,22 +11,28 @@
 /*
  * The thread is sent into this code with the registers of the call, and with
  * its stack pointer at a frame that holds those it is to run on with. If the
- * agent dies while it is in there, it finds its way back alone.
+ * agent dies while it is in there, it finds its way back alone, with the
+ * signal mask that it had: all signals are blocked around the call.
  */
+/* clang-format off */
 static const uint8_t trampoline[] = {
-    0x0f, 0x05, /* syscall */
-    0x5f,       /* pop rdi */
-    0x5e,       /* pop rsi */
-    0x5a,       /* pop rdx */
-    0x59,       /* pop rcx */
-    0x41, 0x5b, /* pop r11 */
-    0x58,       /* pop rax */
+    0x0f, 0x05,                              /* syscall */
+    0xb8, SYS_rt_sigprocmask, 0, 0, 0,       /* mov eax, rt_sigprocmask */
+    0xbf, SIG_SETMASK, 0, 0, 0,              /* mov edi, SIG_SETMASK */
+    0x48, 0x89, 0xe6,                        /* mov rsi, rsp: frame.mask */
+    0x31, 0xd2,                              /* xor edx, edx */
+    0x41, 0xba, KERNEL_SIGSET_SIZE, 0, 0, 0, /* mov r10d, its size */
+    0x0f, 0x05,                              /* syscall */
+    0x5f, 0x5f, 0x5e, 0x5a,                  /* pop rdi, rdi, rsi, rdx */
+    0x41, 0x5a, 0x59, 0x41, 0x5b, 0x58,      /* pop r10, rcx, r11, rax */
     0x48, 0xcf, /* iretq: rip, cs, rflags, rsp, ss at once */
 };
+/* clang-format on */
 _Static_assert(sizeof(trampoline) <= CAVE_SIZE, "the trampoline fits");
 
 struct frame {
-  uint64_t rdi, rsi, rdx, rcx, r11, rax;
+  uint64_t mask;
+  uint64_t rdi, rsi, rdx, r10, rcx, r11, rax;
   uint64_t rip, cs, rflags, rsp, ss;
 };
 
@@ -47,6 +53,12 @@ static bool is_zero(const uint8_t *bytes, size_t size) {
   return true;
 }
 
+/* Agent and guardian that were killed together leave it behind. */
+static bool is_trampoline(const uint8_t *bytes) {
+  return !memcmp(bytes, trampoline, sizeof(trampoline)) &&
+         is_zero(bytes + sizeof(trampoline), CAVE_SIZE - sizeof(trampoline));
+}
+
 /*
  * The end of the last page of a program or library text is padding, and so is
  * that of the vDSO, which every process has: no page needs to be made.
@@ -63,7 +75,9 @@ enum kvmgdb_agent_status inject_find_cave(struct session *session,
     if (strcmp(mapping.flags, "r-xp") ||
         pread(session->memory_fd, tail, sizeof(tail),
               (off_t)(mapping.end - sizeof(tail))) != (ssize_t)sizeof(tail) ||
-        !is_zero(tail, sizeof(tail)))
+        !is_zero(tail, CAVE_SIZE) ||
+        !(is_zero(tail + CAVE_SIZE, CAVE_SIZE) ||
+          is_trampoline(tail + CAVE_SIZE)))
       continue;
     session->cave = mapping.end - CAVE_SIZE;
     if (!strcmp(mapping.name, "[vdso]"))
@@ -82,6 +96,8 @@ static enum kvmgdb_agent_status write_cave(struct session *session,
   if (pread(session->memory_fd, journal->cave_found, CAVE_SIZE,
             (off_t)session->cave) != size)
     return agent_fail(error, KVMGDB_AGENT_HOST, errno, -1, 0);
+  if (is_trampoline(journal->cave_found))
+    memset(journal->cave_found, 0, CAVE_SIZE);
   __atomic_store_n(&journal->cave, session->cave, __ATOMIC_RELEASE);
   size = sizeof(trampoline);
   if (pwrite(session->memory_fd, trampoline, sizeof(trampoline),
@@ -126,12 +142,11 @@ static bool to_syscall_stop(struct session *session, struct vcpu *vcpu,
   return false;
 }
 
-/* From a syscall-stop back to where it was parked. */
-static bool park_again(struct session *session, struct vcpu *vcpu,
-                       uint64_t deadline) {
+/* From a syscall-stop to an event-stop at the same instruction. */
+static bool to_event_stop(struct session *session, struct vcpu *vcpu,
+                          uint64_t deadline) {
   struct tracee_stop stop;
-  if (tracee_set_registers(vcpu->tid, &vcpu->parked) ||
-      tracee_interrupt(vcpu->tid) || tracee_resume(vcpu->tid, PTRACE_CONT, 0))
+  if (tracee_interrupt(vcpu->tid) || tracee_resume(vcpu->tid, PTRACE_CONT, 0))
     return false;
   while (tracee_wait(vcpu->tid, deadline, &stop)) {
     if (stop.kind == TRACEE_EVENT_STOP || stop.kind == TRACEE_GROUP_STOP)
@@ -147,6 +162,11 @@ static bool park_again(struct session *session, struct vcpu *vcpu,
   return false;
 }
 
+/*
+ * The order of things keeps the thread fit to run on without us at each moment:
+ * its signals are blocked only while its registers are in the trampoline, which
+ * lets them through again.
+ */
 static enum kvmgdb_agent_status run_call(struct session *session,
                                          struct vcpu *vcpu,
                                          const struct user_regs_struct *call,
@@ -154,9 +174,9 @@ static enum kvmgdb_agent_status run_call(struct session *session,
                                          struct agent_error *error) {
   uint64_t deadline = now_ns() + call_timeout_ns;
   bool stopped_by_user = false;
-  int failed = stop_block_signals(session, vcpu);
+  int failed = tracee_set_registers(vcpu->tid, call);
   if (!failed)
-    failed = tracee_set_registers(vcpu->tid, call);
+    failed = tracee_set_mask(vcpu->tid, ~UINT64_C(0));
   if (failed) {
     session->gone |= failed == -ESRCH;
     return agent_fail(error, KVMGDB_AGENT_GONE, -failed, vcpu->index, 0);
@@ -165,7 +185,7 @@ static enum kvmgdb_agent_status run_call(struct session *session,
   bool done = to_syscall_stop(session, vcpu, deadline, &stopped_by_user) &&
               to_syscall_stop(session, vcpu, deadline, &stopped_by_user) &&
               !tracee_get_registers(vcpu->tid, &after) &&
-              park_again(session, vcpu, deadline);
+              to_event_stop(session, vcpu, deadline);
   if (!done) {
     if (!session->gone)
       vcpu->phase = PHASE_RUNNING; /* it ends the call and runs on alone */
@@ -174,6 +194,7 @@ static enum kvmgdb_agent_status run_call(struct session *session,
                       0, vcpu->index, -1);
   }
   stop_restore_signals(session, vcpu);
+  tracee_set_registers(vcpu->tid, &vcpu->parked);
   if (stopped_by_user)
     kill(session->pid, SIGSTOP);
   *result = (long)after.rax;
@@ -196,10 +217,26 @@ inject(struct session *session, struct vcpu *vcpu, int fd,
   uint64_t data_address = (parked->rsp - RED_ZONE - size) & ~UINT64_C(63);
   uint64_t frame_address = data_address - sizeof(struct frame);
   size_t length = data_address + size - frame_address;
+  uint64_t mask;
+  int failed = stop_note_signals(session, vcpu, &mask);
+  if (failed) {
+    session->gone |= failed == -ESRCH;
+    return agent_fail(error, KVMGDB_AGENT_GONE, -failed, vcpu->index, 0);
+  }
   struct frame frame = {
-      parked->rdi,    parked->rsi, parked->rdx, parked->rcx,
-      parked->r11,    parked->rax, parked->rip, parked->cs,
-      parked->eflags, parked->rsp, parked->ss,
+      .mask = mask,
+      .rdi = parked->rdi,
+      .rsi = parked->rsi,
+      .rdx = parked->rdx,
+      .r10 = parked->r10,
+      .rcx = parked->rcx,
+      .r11 = parked->r11,
+      .rax = parked->rax,
+      .rip = parked->rip,
+      .cs = parked->cs,
+      .rflags = parked->eflags,
+      .rsp = parked->rsp,
+      .ss = parked->ss,
   };
   uint8_t found[STACK_SIZE], image[STACK_SIZE];
   memcpy(image, &frame, sizeof(frame));

@@ -32,8 +32,6 @@ struct agent_error {
 struct journal_vcpu {
   uint32_t valid_regs_found; /* kvm_run->kvm_valid_regs before us */
   uint8_t valid_regs_changed;
-  uint8_t immediate_exit_found;
-  uint8_t immediate_exit_forced;
   uint8_t mask_changed;
   uint8_t guest_debug; /* KVM_SET_GUEST_DEBUG has been made */
   uint8_t step_under_way;
@@ -64,13 +62,12 @@ struct journal {
  *                              |                                     ^
  *                              outside                               |
  *                              v                                     |
- *                           WALKING --enters KVM_RUN--> COMPLETING --+
+ *                           WALKING --enters KVM_RUN, interrupted----+
  */
 enum phase {
   PHASE_RUNNING,
   PHASE_INTERRUPTED, /* PTRACE_INTERRUPT is on its way */
   PHASE_WALKING,     /* from system call to system call, to KVM_RUN */
-  PHASE_COMPLETING,  /* in a KVM_RUN that only completes pending I/O */
   PHASE_PARKING,     /* on its way from another ptrace-stop to an event-stop */
   PHASE_PARKED,      /* stands, and would run on by itself if we died */
   PHASE_GLANCED,     /* stands where it happened to be, for a sample only */
@@ -91,6 +88,8 @@ struct vcpu {
   bool unmoved;     /* let go, but still held by that: where it was parked */
   bool walk;        /* resumed from system call to system call (no perf) */
   bool was_running; /* before the stop request that is being served */
+  bool paused;      /* it waits, as all do: its VMM has paused */
+  uint64_t still_since;           /* the last news of it while it walks */
   struct user_regs_struct parked; /* registers to run on with */
   bool at_kvm_run;                /* `parked` enters KVM_RUN again */
   bool sync_fresh;        /* kvm_run->s is of the last time KVM ran this vCPU */

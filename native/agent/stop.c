@@ -1,4 +1,5 @@
 #include "stop.h"
+#include "discover.h"
 #include "tracee.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -9,8 +10,12 @@
 
 /* How often a vCPU that waits outside KVM_RUN is looked at again. */
 static const uint64_t look_again_ns = 5000000;
-/* A KVM_RUN with immediate_exit set only completes what is pending. */
-static const uint64_t complete_ns = 1000000000;
+/* A thread that was told to stop must be seen to, before it may be left alone.
+ */
+static const uint64_t settle_ns = 1000000000;
+/* A VMM whose vCPU threads all wait for so long, outside KVM_RUN, has paused.
+ */
+static const uint64_t paused_ns = 150000000;
 
 /* Whether these registers show KVM_RUN on this vCPU, entered or returned. */
 static bool is_in_kvm_run(const struct session *session,
@@ -56,6 +61,11 @@ static bool is_settled(const struct vcpu *vcpu) {
   return false;
 }
 
+/* Whether its thread may stand where it waits in the VMM. */
+static bool may_stand(const struct vcpu *vcpu) {
+  return vcpu->paused || is_settled(vcpu);
+}
+
 static bool has_syscall_before(struct session *session, struct vcpu *vcpu,
                                uint64_t rip) {
   if (rip == vcpu->known_syscall)
@@ -69,17 +79,18 @@ static bool has_syscall_before(struct session *session, struct vcpu *vcpu,
   return true;
 }
 
-int stop_block_signals(struct session *session, struct vcpu *vcpu) {
+int stop_note_signals(struct session *session, struct vcpu *vcpu,
+                      uint64_t *mask) {
   struct journal_vcpu *journal = &session->journal->vcpu[vcpu->index];
-  if (journal->mask_changed) /* by an agent that died: it noted the mask */
-    return tracee_set_mask(vcpu->tid, ~UINT64_C(0));
-  uint64_t mask;
-  int result = tracee_get_mask(vcpu->tid, &mask);
-  if (result)
-    return result;
-  journal->mask = mask;
-  __atomic_store_n(&journal->mask_changed, 1, __ATOMIC_RELEASE);
-  return tracee_set_mask(vcpu->tid, ~UINT64_C(0));
+  if (!journal->mask_changed) { /* else an agent that died has noted it */
+    int result = tracee_get_mask(vcpu->tid, mask);
+    if (result)
+      return result;
+    journal->mask = *mask;
+    __atomic_store_n(&journal->mask_changed, 1, __ATOMIC_RELEASE);
+  }
+  *mask = journal->mask;
+  return 0;
 }
 
 void stop_restore_signals(struct session *session, struct vcpu *vcpu) {
@@ -88,22 +99,6 @@ void stop_restore_signals(struct session *session, struct vcpu *vcpu) {
     return;
   tracee_set_mask(vcpu->tid, journal->mask);
   __atomic_store_n(&journal->mask_changed, 0, __ATOMIC_RELEASE);
-}
-
-static void force_immediate_exit(struct session *session, struct vcpu *vcpu) {
-  struct journal_vcpu *journal = &session->journal->vcpu[vcpu->index];
-  journal->immediate_exit_found = vcpu->run->immediate_exit;
-  __atomic_store_n(&journal->immediate_exit_forced, 1, __ATOMIC_RELEASE);
-  __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_RELEASE);
-}
-
-void stop_restore_immediate_exit(struct session *session, struct vcpu *vcpu) {
-  struct journal_vcpu *journal = &session->journal->vcpu[vcpu->index];
-  if (!journal->immediate_exit_forced)
-    return;
-  __atomic_store_n(&vcpu->run->immediate_exit, journal->immediate_exit_found,
-                   __ATOMIC_RELEASE);
-  __atomic_store_n(&journal->immediate_exit_forced, 0, __ATOMIC_RELEASE);
 }
 
 /*
@@ -174,6 +169,7 @@ static void walk_on(struct vcpu *vcpu) {
     return;
   }
   vcpu->phase = PHASE_WALKING;
+  vcpu->still_since = now_ns();
   tracee_resume(vcpu->tid, PTRACE_SYSCALL, 0);
 }
 
@@ -212,7 +208,7 @@ static void park_or_walk(struct session *session, struct vcpu *vcpu,
     vcpu->phase = PHASE_PARKED;
   } else if (vcpu->sampled) {
     vcpu->phase = PHASE_GLANCED;
-  } else if ((anywhere || tracee_in_wait(&registers)) && is_settled(vcpu) &&
+  } else if ((anywhere || tracee_in_wait(&registers)) && may_stand(vcpu) &&
              !in_trampoline(session, registers.rip)) {
     set_parked(session, vcpu, registers, false);
     vcpu->phase = PHASE_PARKED;
@@ -269,7 +265,6 @@ static void on_signal(struct vcpu *vcpu, int signal) {
     run_on(vcpu, signal);
     break;
   case PHASE_WALKING:
-  case PHASE_COMPLETING:
     tracee_resume(vcpu->tid, PTRACE_SYSCALL, signal);
     break;
   default:
@@ -281,48 +276,30 @@ static void on_signal(struct vcpu *vcpu, int signal) {
   }
 }
 
-static void on_completed(struct session *session, struct vcpu *vcpu) {
-  struct user_regs_struct registers;
-  stop_restore_immediate_exit(session, vcpu);
-  stop_restore_signals(session, vcpu);
-  if (tracee_get_registers(vcpu->tid, &registers))
-    return;
-  if (is_debug_exit(session, vcpu, &registers)) {
-    hold_debug_exit(session, vcpu, &registers);
-    go_to_event_stop(vcpu);
-  } else if ((int64_t)registers.rax == -EINTR &&
-             has_syscall_before(session, vcpu, registers.rip)) {
-    set_parked(session, vcpu, registers, true);
-    go_to_event_stop(vcpu);
-  } else {
-    walk_on(vcpu); /* another exit: the VMM's to handle first */
-  }
-}
-
 static void on_syscall(struct session *session, struct vcpu *vcpu) {
   struct user_regs_struct registers;
-  if (vcpu->phase == PHASE_COMPLETING) {
-    on_completed(session, vcpu);
-    return;
-  }
   if (tracee_get_registers(vcpu->tid, &registers))
     return;
   bool entry = tracee_at_entry(vcpu->tid);
+  vcpu->still_since = now_ns();
   if (!entry && is_debug_exit(session, vcpu, &registers)) {
     hold_debug_exit(session, vcpu, &registers);
     go_to_event_stop(vcpu);
-  } else if (vcpu->phase == PHASE_WALKING && !entry && is_settled(vcpu) &&
+  } else if (vcpu->phase == PHASE_WALKING && !entry && may_stand(vcpu) &&
              tracee_in_wait(&registers)) {
     /* look_again() got it out of a wait, and this stop took its interrupt. */
     vcpu->phase = PHASE_INTERRUPTED;
     tracee_interrupt(vcpu->tid);
     tracee_resume(vcpu->tid, PTRACE_CONT, 0);
+  } else if (vcpu->phase == PHASE_WALKING && entry &&
+             is_in_kvm_run(session, vcpu, &registers)) {
+    /* A KVM_RUN that begins with an interrupt completes the pending I/O and
+     * returns -EINTR; nothing is left behind if we die meanwhile. */
+    vcpu->phase = PHASE_INTERRUPTED;
+    tracee_interrupt(vcpu->tid);
+    tracee_resume(vcpu->tid, PTRACE_CONT, 0);
   } else if (vcpu->phase == PHASE_WALKING) {
-    if (entry && is_in_kvm_run(session, vcpu, &registers)) {
-      stop_block_signals(session, vcpu);
-      force_immediate_exit(session, vcpu);
-      vcpu->phase = PHASE_COMPLETING;
-    }
+    vcpu->paused = false; /* it does something */
     tracee_resume(vcpu->tid, PTRACE_SYSCALL, 0);
   } else if (vcpu->phase == PHASE_RUNNING) {
     run_on(vcpu, 0);
@@ -330,6 +307,17 @@ static void on_syscall(struct session *session, struct vcpu *vcpu) {
     tracee_interrupt(vcpu->tid);
     tracee_resume(vcpu->tid, PTRACE_CONT, 0);
   }
+}
+
+/* An interrupt came after all to one that nobody waits for any more: what it
+ * did to KVM_RUN is undone, as at every stop. */
+static void reenter(struct session *session, struct vcpu *vcpu) {
+  struct user_regs_struct registers;
+  if (!tracee_get_registers(vcpu->tid, &registers) &&
+      (int64_t)registers.rax == -EINTR &&
+      is_in_kvm_run(session, vcpu, &registers) &&
+      has_syscall_before(session, vcpu, registers.rip))
+    set_parked(session, vcpu, registers, true);
 }
 
 static void on_event_stop(struct session *session, struct vcpu *vcpu) {
@@ -343,10 +331,8 @@ static void on_event_stop(struct session *session, struct vcpu *vcpu) {
   case PHASE_PARKING:
     vcpu->phase = PHASE_PARKED;
     break;
-  case PHASE_COMPLETING:
-    tracee_resume(vcpu->tid, PTRACE_SYSCALL, 0);
-    break;
   case PHASE_RUNNING:
+    reenter(session, vcpu);
     run_on(vcpu, 0);
     break;
   case PHASE_PARKED:
@@ -459,18 +445,50 @@ static void look_again(struct session *session, int which) {
   for (int i = 0; i < session->vcpu_count; i++) {
     struct vcpu *vcpu = &session->vcpu[i];
     if (is_wanted(vcpu, which) && vcpu->phase == PHASE_WALKING &&
-        is_settled(vcpu))
+        may_stand(vcpu))
       tracee_interrupt(vcpu->tid);
   }
 }
 
+/*
+ * Whether the VMM has paused. Its vCPUs then have nothing pending, although the
+ * last exit that some of them show may be an access: KVM leaves it there when a
+ * VMM has KVM_RUN complete an access and return at once. Whoever pauses waits
+ * for a condition, all vCPUs do, and none of them moves.
+ */
+static bool has_paused(const struct session *session) {
+  uint64_t now = now_ns();
+  for (int i = 0; i < session->vcpu_count; i++) {
+    const struct vcpu *vcpu = &session->vcpu[i];
+    if (vcpu->phase == PHASE_GONE)
+      continue;
+    if (vcpu->phase == PHASE_PARKED) {
+      if (vcpu->at_kvm_run)
+        return false;
+    } else if ((vcpu->phase != PHASE_WALKING && vcpu->phase != PHASE_RUNNING) ||
+               (vcpu->phase == PHASE_WALKING &&
+                now - vcpu->still_since < paused_ns) ||
+               !discover_waits(session->pid, vcpu->tid)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+static void note_pause(struct session *session) {
+  bool paused = has_paused(session);
+  for (int i = 0; paused && i < session->vcpu_count; i++)
+    if (session->vcpu[i].phase == PHASE_WALKING)
+      session->vcpu[i].paused = true;
+}
+
 static void let_all_go(struct session *session, int which) {
-  uint64_t deadline = now_ns() + complete_ns;
+  uint64_t deadline = now_ns() + settle_ns;
   for (int i = 0; i < session->vcpu_count; i++) {
     struct vcpu *vcpu = &session->vcpu[i];
     if (!is_wanted(vcpu, which) || !vcpu->was_running)
       continue;
-    while (vcpu->phase == PHASE_COMPLETING || vcpu->phase == PHASE_PARKING) {
+    while (vcpu->phase == PHASE_INTERRUPTED || vcpu->phase == PHASE_PARKING) {
       stop_take_news(session);
       if (!tracee_sleep(deadline))
         break;
@@ -488,6 +506,7 @@ static void interrupt(struct session *session, int which) {
     if (!is_wanted(vcpu, which))
       continue;
     vcpu->was_running = vcpu->phase == PHASE_RUNNING;
+    vcpu->paused = false;
     if (vcpu->was_running) {
       vcpu->phase = PHASE_INTERRUPTED;
       tracee_interrupt(vcpu->tid);
@@ -531,6 +550,7 @@ enum kvmgdb_agent_status stop_vcpus(struct session *session, int which,
                         late->run->exit_reason);
     }
     if (now >= look_at) {
+      note_pause(session);
       look_again(session, which);
       look_at = now + look_again_ns;
     }

@@ -35,11 +35,10 @@ void stop_release(struct vcpu *vcpu);
 /* Takes all news of tracees; never sleeps. */
 void stop_take_news(struct session *session);
 
-/* Puts back what journal and thread say of signals and immediate_exit. */
+/* Notes the signal mask of a stopped thread, which is about to be changed. */
+int stop_note_signals(struct session *session, struct vcpu *vcpu,
+                      uint64_t *mask);
+/* Puts it back. */
 void stop_restore_signals(struct session *session, struct vcpu *vcpu);
-void stop_restore_immediate_exit(struct session *session, struct vcpu *vcpu);
-
-/* Blocks all signals of a stopped thread, and notes its mask. */
-int stop_block_signals(struct session *session, struct vcpu *vcpu);
 
 #endif

@@ -18,9 +18,6 @@ enum {
   ERESTART_RESTARTBLOCK = 516,
 };
 
-/* arch/x86: the size of the kernel's sigset_t. */
-enum { KERNEL_SIGSET_SIZE = 8 };
-
 static sigset_t child_signal(void) {
   sigset_t set;
   sigemptyset(&set);

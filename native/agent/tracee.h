@@ -10,6 +10,7 @@
 #include <sys/user.h>
 
 enum { SYSCALL_INSTRUCTION_SIZE = 2 }; /* 0f 05 */
+enum { KERNEL_SIGSET_SIZE = 8 };       /* sigset_t of the kernel on x86 */
 
 enum tracee_stop_kind {
   TRACEE_EVENT_STOP, /* PTRACE_INTERRUPT, or the end of a group-stop */

@@ -26,7 +26,13 @@ def main() -> None:
         agent.insert("WRITE", gva & ~7, 8)  # code, which nobody writes
         agent.resume()
     print(agent.process.pid, flush=True)
-    while state in ("armed", "stepping", "sampling"):
+    while state in ("armed", "stepping", "sampling", "calling"):
+        if state == "calling":
+            agent.stop()
+            for vcpu in range(2):
+                agent.ioctl(vcpu, "GET_REGS", bytes(144))
+            agent.resume()
+            continue
         if state == "sampling":
             agent.resume()
             agent.stop()

@@ -22,6 +22,8 @@ from tests.support.require import requires
 pytestmark = requires("kvm", "cc")
 Start = Callable[..., Vm]
 
+_EXIT_IO, _EXIT_MMIO = 2, 6  # KVM_EXIT_*, linux/kvm.h
+
 VMMS = [
     pytest.param(("plain", (), 1), id="plain-1"),
     pytest.param(("plain", (), 2), id="plain-2"),
@@ -174,6 +176,37 @@ def test_a_paused_qemu(start_qemu: Start, tmp_path: Path) -> None:
         assert vm.counters() == before
         qmp(monitor, "cont")
         vm.assert_progress()
+        agent.stop()
+        vm.assert_history()
+
+
+@requires("qemu")
+def test_a_qemu_that_was_paused_in_the_middle_of_io(start_qemu: Start, tmp_path: Path) -> None:
+    """Its last exit is an access that QEMU has had completed: it stands all the same."""
+    monitor = tmp_path / "qmp"
+    vm = start_qemu(2, "-qmp", f"unix:{monitor},server=on,wait=off")
+    vm.set_mode(IO)
+    wait_until(lambda: vm.quad("io_rounds") > 10, "I/O")
+    accesses = 0
+    for _ in range(40):
+        qmp(monitor, "stop")
+        with Agent(vm.pid) as agent:
+            agent.attach()
+            agent.stop()
+            for vcpu in range(2):
+                assert kvm_regs(agent, vcpu)[16] == agent.registers(vcpu)["rip"]
+                accesses += agent.shared.vcpu[vcpu].exit_reason in (_EXIT_IO, _EXIT_MMIO)
+            before = vm.quad("io_rounds")
+            agent.resume()
+        assert vm.quad("io_rounds") == before
+        qmp(monitor, "cont")
+        if accesses >= 2:
+            break
+        vm.assert_progress()
+    assert accesses, "QEMU was never paused after an access"
+    vm.assert_progress()
+    with Agent(vm.pid) as agent:
+        agent.attach()
         agent.stop()
         vm.assert_history()
 

@@ -4,6 +4,7 @@ goes on, nothing of ours is left, and another agent can attach."""
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from kvmgdb.machine.agent import Agent
 from tests.agent.footprint import Footprint
-from tests.agent.vm import Vm, wait_until
+from tests.agent.vm import IO, Vm, wait_until
 from tests.support.require import requires
 
 pytestmark = requires("kvm", "cc")
@@ -86,8 +87,12 @@ def exists(pid: int) -> bool:
         return False
 
 
-def assert_clean(vm: Vm, before: Footprint, ended: list[int]) -> None:
+def _wait_for_end(ended: list[int]) -> None:
     wait_until(lambda: not any(map(exists, ended)), "the end of agent and guardian")
+
+
+def assert_clean(vm: Vm, before: Footprint, ended: list[int]) -> None:
+    _wait_for_end(ended)
     vm.assert_progress()
     assert Footprint.of(vm) == before
     with Agent(vm.pid) as agent:
@@ -153,10 +158,39 @@ def test_agent_and_guardian_die(vm: Vm, enter: Callable[[str], Server], state: s
     ended = [server.agent, server.guardian()]
     for pid in reversed(ended):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(map(exists, ended)), "the end of agent and guardian")
+    _wait_for_end(ended)
     vm.assert_progress()
     with Agent(vm.pid) as agent:
         agent.attach()
         agent.stop()
         vm.assert_history()
     vm.assert_progress()
+
+
+def test_agent_and_guardian_die_while_vcpus_are_being_stopped(
+    vm: Vm, enter: Callable[[str], Server]
+) -> None:
+    """At any moment on the way to a stop outside KVM_RUN, and of a call made inside
+    the VMM, its threads are fit to run on alone: their signals come through, and
+    KVM_RUN does not return at once for ever."""
+    rounds = 6
+    chance = random.Random(rounds)
+    before = Footprint.of(vm)
+    vm.set_mode(IO)
+    wait_until(lambda: vm.quad("io_rounds") > 0, "I/O")
+    for _ in range(rounds):
+        server = enter("calling")
+        ended = [server.agent, server.guardian()]
+        time.sleep(chance.random() * 0.05)
+        for pid in reversed(ended):
+            os.kill(pid, signal.SIGKILL)
+        _wait_for_end(ended)
+        vm.assert_progress()
+        after = Footprint.of(vm)
+        assert after.masks == before.masks
+        assert not after.stopped
+        assert not any(immediate_exit for _, immediate_exit in after.kvm_run)
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        agent.stop()
+        vm.assert_history()
