@@ -227,6 +227,7 @@ class KvmMachine(Machine):
         # can be asked.
         self.layout: Callable[[], list[AgentRegion]] | None = None
         self.told_state: Callable[[], str] | None = None
+        self.holds_in_kvm = False  # the VMM may hold its vCPUs inside KVM_RUN
         self._kvm_run: dict[int, int] = {}  # vCPU's number: HVA
         self.software = SoftwareBreakpoints(self)
         self.breakpoints = self._breakpoints = KvmBreakpoints(self)
@@ -523,7 +524,9 @@ class KvmMachine(Machine):
         """What the guest does that we do not hold."""
         shown = [self.agent.shared.vcpu[vcpu.index] for vcpu in self.vcpus]
         state = observe(self.agent.pid, [int(vcpu.tid) for vcpu in shown], self._exit_reasons)
-        if state in (RUNNING, STOPPED_BY_SIGNAL) or self.told_state is None:
+        if self.told_state is None or state == STOPPED_BY_SIGNAL:
+            return state
+        if state == RUNNING and not self.holds_in_kvm:
             return state
         try:
             return self.told_state()

@@ -19,6 +19,7 @@ from kvmgdb.errors import (
     MachineError,
     ProtocolError,
     TargetGoneError,
+    TargetNotFoundError,
     TargetTimeoutError,
 )
 from kvmgdb.machine.address import SocketAddress
@@ -112,6 +113,22 @@ class VmmControl:
         if not isinstance(value, dict):
             raise ProtocolError(f"the VMM's control socket sends {line[:40]!r}")
         return value
+
+
+def own_state(pid: int) -> str:
+    """The state of the machine of our own VMM ``pid``, by its own word. Raises where
+    its control socket cannot be reached."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        path = os.fsdecode(words[words.index(b"--control") + 1])
+    except (OSError, ValueError, IndexError):
+        raise TargetNotFoundError(f"the VMM {pid} names no control socket") from None
+    control = VmmControl(Path(f"/proc/{pid}/cwd", path))
+    try:
+        state = str(control.command("status").get("state"))
+    finally:
+        control.close()
+    return state if state == "running" else f"paused (by its VMM: {state})"
 
 
 class _OwnReset(ResetAbility):

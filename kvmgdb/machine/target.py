@@ -19,6 +19,7 @@ from kvmgdb.machine.holders import client_of
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.kvm_qemu import QemuKvmReset, qemu_regions, qemu_state
+from kvmgdb.machine.own_vmm import own_state, vmm_path
 from kvmgdb.machine.processes import VmProcess, find_vm, read_vm_process, vm_processes
 from kvmgdb.machine.qemu import QemuMachine, QemuMonitorOnDemand
 from kvmgdb.machine.qemu_process import QemuProcess, busy_stub_address, gdb_stub_address
@@ -103,6 +104,8 @@ def _open_process(process: VmProcess) -> Machine:
             machine.resetting = QemuKvmReset(machine, process.qemu)
             machine.layout = partial(qemu_regions, process.qemu)
             machine.told_state = partial(qemu_state, process.qemu)
+        elif process.vmm == vmm_path().name:
+            machine.told_state, machine.holds_in_kvm = partial(own_state, process.pid), True
         return machine
     assert process.qemu is not None
     return _open_qemu(process.qemu)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
+from kvmgdb.machine.target import parse_target
 from tests.support.gdb import gdb_batch
 from tests.support.require import SYSTEM_GDB, requires_gdb
 from tests.vmm.ptrace import VcpuThread
@@ -123,3 +125,15 @@ def test_a_stopped_machine_can_be_read_by_its_ioctls_and_goes_on() -> None:
         vmm.command("cont")
         vmm.wait_progress(CHAIN, 0)
         vmm.wait_progress(CHAIN, 1)
+
+
+def test_what_is_said_of_a_machine_that_waits() -> None:
+    """It holds its vCPUs inside KVM_RUN, where an idle guest's are too: it is asked."""
+    with Vmm("-m", "64M", "-c", "2", "-S", CHAIN) as vmm:
+        with closing(parse_target(str(vmm.pid)).open()) as machine:
+            assert machine.info().state == "paused (by its VMM: paused)"
+            machine.stop()
+            assert machine.vcpus[0].paging() is not None
+        vmm.command("cont")
+        with closing(parse_target(str(vmm.pid)).open()) as machine:
+            assert machine.info().state == "running"
