@@ -93,17 +93,24 @@ def find_build_id(notes: bytes) -> str | None:
 
 
 def read_vmcoreinfo(kernel: Kernel) -> dict[str, str]:
+    """The kernel's notes for crash dumps, by name. Raises as
+    :func:`read_vmcoreinfo_text` does."""
+    text = read_vmcoreinfo_text(kernel).decode("utf-8", "backslashreplace")
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {key: value for key, equals, value in pairs if equals}
+
+
+def read_vmcoreinfo_text(kernel: Kernel) -> bytes:
     """The kernel's notes for crash dumps (Documentation/admin-guide/kdump/
-    vmcoreinfo.rst). Raises NotFoundError where there are none, or not yet."""
+    vmcoreinfo.rst) as it keeps them. Raises NotFoundError where there are none, or
+    not yet."""
     pointer = kernel.u64(kernel.symbol("vmcoreinfo_data"))
     size = kernel.u64(kernel.symbol("vmcoreinfo_size"))
     if pointer == 0 or size == 0:
         raise NotFoundError("the kernel has not written VMCOREINFO yet")
     if size > _MAX_VMCOREINFO:
         raise GuestDataError(f"VMCOREINFO cannot take {size} bytes")
-    text = kernel.read(pointer, size).decode("utf-8", "backslashreplace")
-    pairs = (line.partition("=") for line in text.splitlines())
-    return {key: value for key, equals, value in pairs if equals}
+    return kernel.read(pointer, size)
 
 
 def boot_state(kernel: Kernel) -> str:

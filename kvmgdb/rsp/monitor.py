@@ -1,7 +1,8 @@
 """``monitor ...``: commands that GDB passes to us as text.
 
-What we do not know under ``info`` goes to the VMM's own monitor, so that
-scripts written for QEMU's stub (``monitor info mem``) keep working.
+What we do not know under ``info``, and the commands of QEMU's monitor that read
+and translate addresses, go to the VMM's own monitor, so that scripts written for
+QEMU's stub (``monitor info mem``, ``monitor gva2gpa ADDRESS``) keep working.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ _MODES = {
 }
 
 
+# Those of QEMU's that pwndbg, GEF and gdb-pt-dump use beside `info`.
+_OF_QEMU = frozenset(
+    ["gpa2hva", "gpa2hpa", "gva2gpa", "x", "xp", "p", "print", "chardev-add", "chardev-remove"]
+)
+
+
 @dataclass(frozen=True)
 class Command:
     """A monitor command; ``usage`` shows its arguments, ``summary`` is one line."""
@@ -45,13 +52,14 @@ def run_command(session: Session, line: str) -> str:
     if not words:
         words = ["help"]
     command = COMMANDS.get(words[0])
-    if command is None:
+    if command is None and words[0].partition("/")[0] not in _OF_QEMU:
+        # Scripts know QEMU's words for it.
         return (
-            f"kvmgdb: there is no monitor command {words[0]!r}; `monitor help` lists them, "
+            f"kvmgdb: unknown command: {words[0]!r}; `monitor help` lists them, "
             "`monitor vmm LINE` passes a line to the VMM's own monitor\n"
         )
     try:
-        return command.run(session, words[1:])
+        return command.run(session, words[1:]) if command else _vmm(session, [line])
     except KvmgdbError as error:
         remedy = f" ({error.remedy})" if error.remedy else ""
         return f"kvmgdb: {error}{remedy}\n"
@@ -205,7 +213,7 @@ def _quit(session: Session, arguments: list[str]) -> str:
 def _vmm(session: Session, arguments: list[str]) -> str:
     monitor = session.machine.monitor
     if monitor is None:
-        raise UnsupportedError("this target has no monitor of its own")
+        raise UnsupportedError("unknown command: this target has no monitor of its own")
     text = monitor.command(" ".join(arguments), session.register_vcpu.index)
     return text if text.endswith("\n") or not text else text + "\n"
 

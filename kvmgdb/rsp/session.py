@@ -46,6 +46,7 @@ class Session:
     ``peer`` says who it is, in words. Attributes that packet handlers use:
     ``machine`` (raises TargetGoneError), ``register_vcpu`` (what ``Hg``
     selected), ``features`` (what the client announced),
+    ``asked_offsets`` (whether it has asked where the kernel lies),
     ``listed_event`` (the stop after which the threads were listed last),
     ``guest_view`` (what it was told of the guest's kernel), ``descriptors`` (the
     files it has open), ``tasks`` (the guest's tasks as threads), ``register_task``
@@ -58,6 +59,7 @@ class Session:
         self.number = next(_numbers)
         self.name = f"debugger {self.number} ({peer})"
         self.features: frozenset[str] = frozenset()
+        self.asked_offsets = False
         self.register_index: int | None = None
         self.continue_index: int | None = None
         self.physical_memory = False

@@ -36,7 +36,7 @@ def test_what_it_tells(gdb_path: str, guest: WatchedGuest, server: KvmgdbServer)
     assert re.search(r"^\* debugger 1 .*holds the guest", text, re.MULTILINE)
     assert f"GVA {banner:#x} -> GPA {gpa:#x}" in text
     assert "VM status: paused" in text
-    assert "kvmgdb: there is no monitor command 'no-such-command'" in text
+    assert "kvmgdb: unknown command: 'no-such-command'" in text
     assert "0x10 is not mapped on vCPU 0" in text
     assert "kvmgdb: 'nonsense' is not an address" in text
     assert "no other debugger 99" in text

@@ -172,7 +172,7 @@ def test_errors_are_text_only_where_that_was_announced(new_client: NewClient) ->
 def test_monitor(client: Client) -> None:
     assert "translate ADDRESS" in client.monitor("help")
     assert re.search(r"vCPUs +2", client.monitor("info"))
-    assert "there is no monitor command 'nonsense'" in client.monitor("nonsense")
+    assert "unknown command: 'nonsense'" in client.monitor("nonsense")
     assert "No closing quotation" in client.monitor("info 'x")
     assert "is not an address" in client.monitor("translate nowhere")
     assert "not mapped on vCPU 0" in client.monitor("translate 0x8000000")

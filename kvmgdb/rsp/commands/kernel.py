@@ -6,14 +6,16 @@
     qOffsets                          -> TextSeg=ffffffff9b000000
     qXfer:auxv:read::0,1000           -> l         a kernel has no auxiliary vector
     qXfer:vmcoreinfo:read::0,1000     -> the text of VMCOREINFO
+    qlinux.vmcoreinfo                 -> Q<the same>      as kgdb has it
     qGetTLSAddr:p1.2,1f3c0,0          -> where a per-CPU variable lies on that vCPU
 """
 
 from __future__ import annotations
 
 from kvmgdb.errors import NotFoundError
-from kvmgdb.linux.identity import read_vmcoreinfo
+from kvmgdb.linux.identity import read_vmcoreinfo_text
 from kvmgdb.linux.tasks import cpu_of_vcpu
+from kvmgdb.machine.native import rsp_frame_binary
 from kvmgdb.rsp.commands.general import transfer
 from kvmgdb.rsp.dispatch import UNSUPPORTED, MalformedPacketError, Reply, packet, parse_hex
 from kvmgdb.rsp.guest import GS_BASES
@@ -35,9 +37,11 @@ def libraries(session: Session, arguments: bytes) -> Reply:
 @packet("qOffsets", arguments=False)
 def offsets(session: Session, arguments: bytes) -> Reply:
     """Where the first segment of the kernel's file lies now. GDB moves the others of
-    a vmlinux that its user gave it by as much: that undoes KASLR."""
+    a vmlinux that its user gave it by as much: that undoes KASLR. It asks once, when
+    it connects; scripts ask later, and take a target that answers for a program."""
+    asked, session.asked_offsets = session.asked_offsets, True
     kernel = session.debuggee.guest.find(session.machine)
-    if kernel is None:
+    if kernel is None or asked:
         return UNSUPPORTED
     return Reply(b"TextSeg=%x" % kernel.base)
 
@@ -56,12 +60,20 @@ def vmcoreinfo(session: Session, arguments: bytes) -> Reply:
     annex, colon, window = arguments.partition(b":")
     if annex or not colon:
         return Reply(b"E00")
+    return transfer(_vmcoreinfo(session), window, "qXfer:vmcoreinfo:read:")
+
+
+@packet("qlinux.vmcoreinfo", arguments=False)
+def vmcoreinfo_at_once(session: Session, arguments: bytes) -> Reply:
+    """As kernels with kgdb answer it to drgn."""
+    return Reply(framed=rsp_frame_binary(b"Q", _vmcoreinfo(session), runs=False))
+
+
+def _vmcoreinfo(session: Session) -> bytes:
     kernel = session.debuggee.guest.find(session.machine)
     if kernel is None:
         raise NotFoundError(session.debuggee.guest.why_not)
-    pairs = read_vmcoreinfo(kernel)
-    text = "".join(f"{key}={value}\n" for key, value in pairs.items())
-    return transfer(text.encode("utf-8", "replace"), window, "qXfer:vmcoreinfo:read:")
+    return read_vmcoreinfo_text(kernel)
 
 
 @packet("qGetTLSAddr:")

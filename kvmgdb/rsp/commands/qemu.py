@@ -30,7 +30,9 @@ def set_physical_memory_mode(session: Session, arguments: bytes) -> Reply:
     return OK
 
 
+# Scripts tell QEMU's stub by its answer to the second form, which it takes, too.
 @packet("qqemu.sstepbits", arguments=False)
+@packet("Qqemu.sstepbits", arguments=False)
 def step_bits(session: Session, arguments: bytes) -> Reply:
     _stepping(session)
     return Reply(
@@ -40,6 +42,7 @@ def step_bits(session: Session, arguments: bytes) -> Reply:
 
 
 @packet("qqemu.sstep", arguments=False)
+@packet("Qqemu.sstep", arguments=False)
 def step_flags(session: Session, arguments: bytes) -> Reply:
     return Reply(b"0x%x" % _stepping(session).step_flags())
 
