@@ -20,7 +20,7 @@ from kvmgdb.linux.tasks import cpu_of_vcpu, current_task
 from kvmgdb.machine.interface import Machine, Vcpu
 from kvmgdb.machine.registers import Group
 from kvmgdb.rsp.virtual_files import VirtualFiles
-from kvmgdb.symbols import build_module, build_vmlinux
+from kvmgdb.symbols import read_module, read_vmlinux
 from kvmgdb.symbols.areas import module_areas
 
 # Looking after the kernel at stops takes at most this share of the time.
@@ -144,7 +144,7 @@ class Guest:
         self.kernel = kernel
         self.why_not = ""
         self._booting = identity.state == _BOOTING
-        self.executable = self.files.name(stem, "", key, lambda: build_vmlinux(kernel))
+        self.executable = self.files.name(stem, "", key, lambda: read_vmlinux(kernel).build)
         self.facts = {
             "kernel": f"Linux {identity.release or '(release unknown)'} at {kernel.base:#x}",
             "build ID": identity.build_id or "none",
@@ -204,7 +204,7 @@ class Guest:
         # What it was started by goes once it has run; it stays the same module.
         lasting = tuple(area for area in module.areas if not area.kind.startswith("init"))
         key = (self.executable, module.name, module.address, lasting)
-        path = self.files.name(module.name, ".ko", key, lambda: build_module(kernel, module))
+        path = self.files.name(module.name, ".ko", key, lambda: read_module(kernel, module).build)
         return Library(path, module_areas(module)[0].addresses.start)
 
     def _set_libraries(self, libraries: Iterable[Library]) -> None:

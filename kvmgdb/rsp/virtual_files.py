@@ -6,10 +6,12 @@ a table of paths; nothing that a client asks for reaches a path of the host.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 import struct
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kvmgdb.errors import KvmgdbError
@@ -39,7 +41,7 @@ class FileError(Exception):
         self.errno = errno
 
 
-ENOENT, EBADF, EINVAL, ENFILE, EMFILE, EROFS, EIO = 2, 9, 22, 23, 24, 30, 9999
+ENOENT, EINTR, EBADF, EINVAL, ENFILE, EMFILE, EROFS, EIO = 2, 4, 9, 22, 23, 24, 30, 9999
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,25 @@ class VirtualFile:
         )
 
 
+# Reads what a file is made of; what it returns makes it, and is called in another
+# thread. Both raise KvmgdbError.
+Reader = Callable[[], Callable[[], SymbolFile]]
+
+
 class _Entry:
-    def __init__(self, key: object, serial: int, build: Callable[[], SymbolFile]) -> None:
+    def __init__(self, key: object, serial: int, read: Reader) -> None:
         self.key = key
         self.serial = serial
-        self.build = build
+        self.read = read
         self.file: VirtualFile | None = None
+        self.building: asyncio.Future[SymbolFile] | None = None
         self.notes: tuple[str, ...] = ()
 
 
 class VirtualFiles:
     """The files of a server by path; each is built when it is first opened, and kept.
+    The guest is read at once, and the file built beside the event loop, once for all
+    that wait for it.
 
     A file is named for what it is about: the same ``key`` gets the same path
     again, another key of the same name a path of its own, because GDB takes a
@@ -83,10 +93,11 @@ class VirtualFiles:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._serials = itertools.count(1)
+        self._builder = ThreadPoolExecutor(1, "symbol files")
 
-    def name(self, stem: str, suffix: str, key: object, build: Callable[[], SymbolFile]) -> str:
+    def name(self, stem: str, suffix: str, key: object, read: Reader) -> str:
         """The path of a file about ``key``, called ``stem`` + ``suffix`` if that is
-        free; ``build`` makes its content, or raises KvmgdbError."""
+        free."""
         clean = _NOT_IN_NAMES.sub("_", stem)[:_MAX_NAME].lstrip(".") or "unnamed"
         for number in itertools.count(1):
             numbered = clean if number == 1 else f"{clean}.{number}"
@@ -95,25 +106,48 @@ class VirtualFiles:
             if entry is None:
                 if len(self._entries) >= _MAX_PATHS:
                     self._entries.clear()
-                self._entries[path] = entry = _Entry(key, next(self._serials), build)
+                self._entries[path] = entry = _Entry(key, next(self._serials), read)
             if entry.key == key:
-                # What builds it reads the guest by the latest way to its memory.
-                entry.build = build
+                # By the latest way to the guest's memory.
+                entry.read = read
                 return path
         raise AssertionError("unreachable")
 
-    def open(self, path: str) -> VirtualFile:
-        """Raises FileError. A file that cannot be built is tried again next time."""
+    def find(self, path: str) -> VirtualFile | None:
+        """The file, where it is built. Raises FileError where there is none."""
         entry = self._entries.get(path)
         if entry is None:
             raise FileError(ENOENT)
+        return entry.file
+
+    async def open(self, path: str) -> VirtualFile:
+        """Raises FileError. A file that cannot be built is tried again next time; where
+        the caller does not wait for the end, it is built all the same."""
+        entry = self._entries.get(path)
+        if entry is None:
+            raise FileError(ENOENT)
+        if entry.file is not None:
+            return entry.file
+        building = entry.building
+        try:
+            if building is None:
+                loop = asyncio.get_running_loop()
+                building = loop.run_in_executor(self._builder, entry.read())
+                entry.building = building
+            built = await asyncio.shield(building)
+        except asyncio.CancelledError:
+            raise FileError(EINTR) from None
+        except Exception as error:
+            entry.building = None
+            if not isinstance(error, KvmgdbError):
+                raise
+            entry.notes = (str(error),)
+            raise FileError(EIO) from error
         if entry.file is None:
-            try:
-                built = entry.build()
-            except KvmgdbError as error:
-                entry.notes = (str(error),)
-                raise FileError(EIO) from error
-            entry.file = VirtualFile(path, entry.serial, built.data)
+            file = VirtualFile(path, entry.serial, built.data)
+            if entry.building is not building:
+                return file  # given up meanwhile
+            entry.file, entry.building = file, None
             entry.notes = built.warnings
         return entry.file
 
@@ -130,7 +164,7 @@ class VirtualFiles:
         """Gives up the content of all others; their names stay taken."""
         for path, entry in self._entries.items():
             if path not in paths:
-                entry.file = None
+                entry.file = entry.building = None
 
 
 class Descriptors:

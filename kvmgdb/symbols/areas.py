@@ -17,7 +17,10 @@ _ADDRESS_END = 1 << 64
 _BOUNDS = {
     "_stext": (".text", True, False),
     "_text": (".text", True, False),
-    "_etext": (".rodata", False, False),
+    # The kernel gives what lies between to its allocator (mark_rodata_ro()).
+    "_etext": (".gap", False, True),
+    "__start_rodata": (".rodata", False, False),
+    "__end_rodata": (".gap", False, True),
     # Not ".data", which crash(8) takes for a sign that there are contents.
     "_sdata": (".data.guest", False, True),
     "__init_begin": (".init.data", False, True),

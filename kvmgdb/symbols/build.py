@@ -18,7 +18,7 @@ from kvmgdb.linux.orc import add_kernel, module_tables
 from kvmgdb.symbols.areas import kernel_areas, module_areas, with_contents
 from kvmgdb.symbols.code_rules import code_rules
 from kvmgdb.symbols.elf import Area, build_elf
-from kvmgdb.symbols.native import DebugSections, PerCpu, Section, Variable
+from kvmgdb.symbols.native import CodeRule, DebugSections, PerCpu, Section, Variable
 from kvmgdb.symbols.variables import per_cpu_area, typed_variables
 
 _DEBUG = {
@@ -33,7 +33,8 @@ _VMCOREINFO = ".vmcoreinfo"
 # "gcc-12 (Debian 12.2.0-14) 12.2.0", "gcc version 8.3.0 (...)"
 _GCC = re.compile(r"\bgcc\S* (?:\([^()]*\) |version )?(\d+\.\d+(?:\.\d+)?)")
 # struct btf_header of a table without types.
-_NO_TYPES = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, 1) + b"\0"
+_NO_BTF = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, 1) + b"\0"
+_NO_FRAMES, _NO_TYPES = "no call frames", "no types"
 
 
 @dataclass(frozen=True)
@@ -54,56 +55,84 @@ class SymbolFile:
 
 
 def build_vmlinux(kernel: Kernel, contents: bool = False) -> SymbolFile:
-    """The file of the kernel itself, at the addresses where it runs; with ``contents``
-    its code and constants are in it, and VMCOREINFO as the section ".vmcoreinfo".
-    Raises KvmgdbError where not even its symbols can be put into one."""
-    areas = kernel_areas(kernel)
-    if contents:
-        areas = with_contents(kernel, areas)
-    file = _File("vmlinux", kernel, areas)
-    if contents:
-        with suppress(KvmgdbError):
-            file.others[_VMCOREINFO] = _vmcoreinfo(kernel)
-    with suppress(KvmgdbError):
-        file.build_id = read_build_id(kernel)
-    with file.warning("no call frames"):
-        tables = UnwindTables()
-        add_kernel(tables, kernel)
-        file.sections.add_frames(tables, kernel.symbols, code_rules(kernel), user_mode=True)
-    with file.warning("no types"):
-        variables = typed_variables(kernel)
-        file.add_types(kernel.types.table, kernel.symbols, variables, per_cpu_area(kernel))
-    return file.finish(kernel.symbols)
+    """As :func:`read_vmlinux`, and built."""
+    return read_vmlinux(kernel, contents).build()
 
 
 def build_module(kernel: Kernel, module: Module, contents: bool = False) -> SymbolFile:
-    """The file of a module, which goes with that of its kernel; ``contents`` as
-    build_vmlinux takes it. Raises KvmgdbError where not even its symbols can be put
-    into one."""
-    areas = module_areas(module)
+    """As :func:`read_module`, and built."""
+    return read_module(kernel, module, contents).build()
+
+
+def read_vmlinux(kernel: Kernel, contents: bool = False) -> FileParts:
+    """What the file of the kernel itself is made of, at the addresses where it runs;
+    with ``contents`` its code and constants are in it, and VMCOREINFO as the section
+    ".vmcoreinfo". Raises KvmgdbError where not even its symbols can be put into one."""
+    parts = FileParts("vmlinux", kernel_areas(kernel), kernel.symbols, _compiler(kernel))
     if contents:
-        areas = with_contents(kernel, areas)
-    file = _File(module.name, kernel, areas)
-    with file.warning("no call frames"):
-        file.sections.add_frames(module_tables(kernel, module), module.symbols)
-    with file.warning("no types"):
-        file.add_types(module.types.table, module.symbols)
-    return file.finish(module.symbols)
+        parts.areas = with_contents(kernel, parts.areas)
+        with suppress(KvmgdbError):
+            parts.others[_VMCOREINFO] = _vmcoreinfo(kernel)
+    with suppress(KvmgdbError):
+        parts.build_id = read_build_id(kernel)
+    with parts.warning(_NO_FRAMES):
+        tables = UnwindTables()
+        add_kernel(tables, kernel)
+        parts.rules = code_rules(kernel)
+        parts.frames = tables
+        parts.is_kernel = True
+    with parts.warning(_NO_TYPES):
+        parts.variables = typed_variables(kernel)
+        parts.per_cpu = per_cpu_area(kernel)
+        parts.types = kernel.types.table
+    return parts
 
 
-class _File:
-    """A file while it is made: frames, then types, then symbols."""
+def read_module(kernel: Kernel, module: Module, contents: bool = False) -> FileParts:
+    """What the file of a module is made of, which goes with that of its kernel;
+    ``contents`` as read_vmlinux takes it. Raises KvmgdbError where not even its symbols
+    can be put into one."""
+    parts = FileParts(module.name, module_areas(module), module.symbols, _compiler(kernel))
+    if contents:
+        parts.areas = with_contents(kernel, parts.areas)
+    with parts.warning(_NO_FRAMES):
+        parts.frames = module_tables(kernel, module)
+    with parts.warning(_NO_TYPES):
+        parts.types = module.types.table
+    return parts
 
-    def __init__(self, name: str, kernel: Kernel, areas: list[Area]) -> None:
+
+class FileParts:
+    """What a file is made of, read from the guest. :meth:`build` reads nothing more of
+    it: it may run in another thread, whatever becomes of the guest meanwhile.
+
+    ``areas`` by rising address, ``symbols``, and what the guest has of the rest:
+    ``frames``, with ``rules`` for code that they do not describe; ``types``, with
+    ``variables`` and ``per_cpu``; ``others`` are further sections by name.
+    """
+
+    def __init__(
+        self, name: str, areas: list[Area], symbols: SymbolTable, compiler: str | None
+    ) -> None:
         if not areas:
             raise GuestDataError(f"{name} lies nowhere in memory")
         self.name = name
         self.areas = areas
-        self.sections = DebugSections([(area.addresses, area.executable) for area in areas])
-        self.others: dict[str, bytes | memoryview] = {}
+        self.symbols = symbols
+        self.is_kernel = False
+        self.frames: UnwindTables | None = None
+        self.rules: Sequence[CodeRule] = ()
+        self.types: BtfTable | None = None
+        self.variables: Sequence[Variable] = ()
+        self.per_cpu: PerCpu | None = None
+        self.others: dict[str, bytes] = {}
         self.build_id: str | None = None
         self.warnings: list[str] = []
-        self._compiler = _compiler(kernel)
+        self._producer = f"kvmgdb {__version__}, from BTF and ORC"
+        self._is_gcc = compiler is not None
+        if compiler:
+            # GDB knows by this that code is unwound as described, to the last instruction.
+            self._producer = f"GNU C {compiler}, described by {self._producer}"
 
     @contextmanager
     def warning(self, what: str) -> Iterator[None]:
@@ -113,39 +142,42 @@ class _File:
         except KvmgdbError as error:
             self.warnings.append(f"{what}: {error}")
 
-    def add_types(
-        self,
-        types: BtfTable,
-        symbols: SymbolTable,
-        variables: Sequence[Variable] = (),
-        per_cpu: PerCpu | None = None,
-    ) -> None:
-        producer = f"kvmgdb {__version__}, from BTF and ORC"
-        if self._compiler:
-            # GDB knows by this that code is unwound as described, to the last instruction.
-            producer = f"GNU C {self._compiler}, described by {producer}"
-        self.sections.add_types(
-            types, symbols, producer, self.name, variables, per_cpu, bool(self._compiler)
-        )
-
-    def finish(self, symbols: SymbolTable) -> SymbolFile:
-        if not self.sections.section(Section.INFO):
+    def build(self) -> SymbolFile:
+        """The file: frames, then types, then symbols. Raises KvmgdbError."""
+        sections = DebugSections([(area.addresses, area.executable) for area in self.areas])
+        if self.frames is not None:
+            with self.warning(_NO_FRAMES):
+                sections.add_frames(self.frames, self.symbols, self.rules, self.is_kernel)
+        if self.types is not None:
+            with self.warning(_NO_TYPES):
+                self._add_types(sections, self.types)
+        if not sections.section(Section.INFO):
             # Some functions must have their names there for GDB to unwind them.
-            self.add_types(BtfTable(_NO_TYPES), symbols)
-        local = self.sections.add_symbols(symbols)
+            self._add_types(sections, BtfTable(_NO_BTF))
+        local = sections.add_symbols(self.symbols)
+        made = {name: sections.section(section) for name, section in _DEBUG.items()}
         data = build_elf(
             self.areas,
-            self.sections.section(Section.SYMTAB),
-            self.sections.section(Section.STRTAB),
+            sections.section(Section.SYMTAB),
+            sections.section(Section.STRTAB),
             local,
-            {
-                **{name: self.sections.section(section) for name, section in _DEBUG.items()},
-                **self.others,
-            },
+            {**made, **self.others},
             bytes.fromhex(self.build_id or ""),
         )
         base = self.areas[0].addresses.start
         return SymbolFile(self.name, data, base, self.build_id, tuple(self.warnings))
+
+    def _add_types(self, sections: DebugSections, types: BtfTable) -> None:
+        known = types is self.types
+        sections.add_types(
+            types,
+            self.symbols,
+            self._producer,
+            self.name,
+            self.variables if known else (),
+            self.per_cpu if known else None,
+            self._is_gcc,
+        )
 
 
 def _vmcoreinfo(kernel: Kernel) -> bytes:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Callable
 
 import pytest
 
+from kvmgdb.errors import GuestDataError
 from kvmgdb.symbols import SymbolFile
 from tests.rsp.conftest import NewClient
-from tests.rsp.wire import Client
+from tests.rsp.wire import SECONDS, Client
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -19,7 +22,7 @@ _ENOENT, _EBADF, _EINVAL, _EMFILE, _EROFS = b"2", b"9", b"16", b"18", b"1e"
 @pytest.fixture
 def own_file(client: Client) -> str:
     """A file that is there: the guest of these tests has no kernel of Linux's."""
-    return client.session.debuggee.guest.files.name("some file", ".ko", "key", _file)
+    return client.session.debuggee.guest.files.name("some file", ".ko", "key", lambda: _file)
 
 
 def _file() -> SymbolFile:
@@ -113,6 +116,72 @@ def test_malformed_requests(client: Client, packet: bytes, reply: bytes) -> None
 @pytest.mark.parametrize("packet", [b"vFile:", b"vFile:open", b"vFile:mkdir:61,0"])
 def test_unknown_requests(client: Client, packet: bytes) -> None:
     assert client.ask(packet) == b""
+
+
+class _SlowFile:
+    """A file that takes as long to build as a test likes."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+        self.built = 0
+
+    def read(self) -> Callable[[], SymbolFile]:
+        return self._build
+
+    def _build(self) -> SymbolFile:
+        assert self.may_end.wait(SECONDS)
+        self.built += 1
+        return _file()
+
+
+def test_others_do_not_wait_while_a_file_is_built(client: Client, new_client: NewClient) -> None:
+    slow, files = _SlowFile(), client.session.debuggee.guest.files
+    other = new_client("multiprocess")
+    path = files.name("slow", ".ko", "key", slow.read)
+    opens = f"vFile:open:{path.encode().hex()},0,0".encode()
+    client.send(opens)
+    assert client.quiet()
+    assert other.ask(b"qfThreadInfo").startswith(b"m")
+    # Ctrl-C ends the wait, not the building.
+    client.feed(b"\x03")
+    assert client.reply() == b"F-1,4"
+    client.send(opens)
+    other.send(opens)
+    assert client.quiet()
+    assert other.quiet()
+    slow.may_end.set()
+    assert [client.reply(), other.reply()] == [b"F3", b"F3"]
+    assert slow.built == 1
+    assert len(client.ask(b"vFile:fstat:3")) == 4 + 64
+
+
+def test_a_debugger_goes_while_its_file_is_built(client: Client, new_client: NewClient) -> None:
+    slow, files = _SlowFile(), client.session.debuggee.guest.files
+    path = files.name("slow", ".ko", "key", slow.read)
+    client.send(f"vFile:open:{path.encode().hex()},0,0".encode())
+    client.close()
+    other = new_client("multiprocess")
+    # The guest was rebooted meanwhile: nobody is told of that file any more.
+    files.keep(set())
+    slow.may_end.set()
+    assert _open(other, path) == b"F3"
+    assert slow.built == 2
+
+
+def test_a_file_that_cannot_be_built_is_tried_again(client: Client) -> None:
+    failures = [GuestDataError("the guest's data is damaged"), RuntimeError("a mistake")]
+
+    def build() -> SymbolFile:
+        if failures:
+            raise failures.pop(0)
+        return _file()
+
+    files = client.session.debuggee.guest.files
+    path = files.name("bad", ".ko", "key", lambda: build)
+    assert _open(client, path) == b"F-1,270f"
+    assert files.notes([path]) == [f"{path}: the guest's data is damaged"]
+    assert _open(client, path).startswith(b"E")
+    assert _open(client, path) == b"F3"
 
 
 def test_a_guest_without_linux(new_client: NewClient) -> None:

@@ -14,7 +14,7 @@ Only files of our own are there (:mod:`kvmgdb.rsp.virtual_files`), to be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from kvmgdb.machine.native import rsp_frame_binary
 from kvmgdb.rsp.commands.general import transfer
@@ -27,7 +27,7 @@ from kvmgdb.rsp.dispatch import (
     parse_hex,
 )
 from kvmgdb.rsp.session import Session
-from kvmgdb.rsp.virtual_files import EINVAL, ENOENT, EROFS, FileError
+from kvmgdb.rsp.virtual_files import EINVAL, ENOENT, EROFS, FileError, VirtualFile
 
 # GDB asks for as much as a packet holds, however little of it it needs. Pieces of
 # this size let it read a whole file about as fast as larger ones do, and a few
@@ -51,15 +51,42 @@ def executable(session: Session, arguments: bytes) -> Reply:
 
 
 @packet("vFile:")
-def file_request(session: Session, arguments: bytes) -> Reply:
+def file_request(session: Session, arguments: bytes) -> Reply | Awaitable[Reply]:
     operation, colon, rest = arguments.partition(b":")
     handler = _OPERATIONS.get(operation)
     if handler is None or not colon:
         return UNSUPPORTED
     try:
-        return handler(session, rest.split(b","))
+        result = handler(session, rest.split(b","))
     except FileError as error:
-        return Reply(b"F-1,%x" % error.errno)
+        return _refusal(error)
+    return result if isinstance(result, Reply) else _awaited(result)
+
+
+def _refusal(error: FileError) -> Reply:
+    return Reply(b"F-1,%x" % error.errno)
+
+
+async def _awaited(result: Awaitable[Reply]) -> Reply:
+    try:
+        return await result
+    except FileError as error:
+        return _refusal(error)
+
+
+def _with_file(
+    session: Session, path: str, reply: Callable[[VirtualFile], Reply]
+) -> Reply | Awaitable[Reply]:
+    """The reply about a file: at once if it is there, else when it is built."""
+    files = session.debuggee.guest.files
+    file = files.find(path)
+    if file is not None:
+        return reply(file)
+
+    async def built() -> Reply:
+        return reply(await files.open(path))
+
+    return built()
 
 
 def _numbers(fields: list[bytes], count: int) -> list[int]:
@@ -80,15 +107,14 @@ def _setfs(session: Session, fields: list[bytes]) -> Reply:
     return Reply(b"F0")
 
 
-def _open(session: Session, fields: list[bytes]) -> Reply:
+def _open(session: Session, fields: list[bytes]) -> Reply | Awaitable[Reply]:
     if len(fields) != 3:
         raise FileError(EINVAL)
     flags, _ = _numbers(fields[1:], 2)
     path = _path(fields[0])
     if flags != _READ_ONLY:
         raise FileError(EROFS)
-    file = session.debuggee.guest.files.open(path)
-    return Reply(b"F%x" % session.descriptors.add(file))
+    return _with_file(session, path, lambda file: Reply(b"F%x" % session.descriptors.add(file)))
 
 
 def _close(session: Session, fields: list[bytes]) -> Reply:
@@ -107,10 +133,10 @@ def _fstat(session: Session, fields: list[bytes]) -> Reply:
     return _stat_reply(session.descriptors.get(*_numbers(fields, 1)).stat())
 
 
-def _stat(session: Session, fields: list[bytes]) -> Reply:
+def _stat(session: Session, fields: list[bytes]) -> Reply | Awaitable[Reply]:
     if len(fields) != 1:
         raise FileError(EINVAL)
-    return _stat_reply(session.debuggee.guest.files.open(_path(fields[0])).stat())
+    return _with_file(session, _path(fields[0]), lambda file: _stat_reply(file.stat()))
 
 
 def _stat_reply(data: bytes) -> Reply:
@@ -125,7 +151,7 @@ def _read_only(session: Session, fields: list[bytes]) -> Reply:
     raise FileError(EROFS)
 
 
-_OPERATIONS: dict[bytes, Callable[[Session, list[bytes]], Reply]] = {
+_OPERATIONS: dict[bytes, Callable[[Session, list[bytes]], Reply | Awaitable[Reply]]] = {
     b"setfs": _setfs,
     b"open": _open,
     b"close": _close,
