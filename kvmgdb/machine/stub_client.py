@@ -7,6 +7,7 @@ while the guest runs) is kept apart from them.
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections.abc import Sequence
@@ -224,6 +225,8 @@ class StubClient:
                 return self._socket.recv(_RECEIVE_SIZE)
             except BlockingIOError:
                 if time.perf_counter() < awake_until:
+                    # On a busy host the stub may be waiting for this CPU.
+                    os.sched_yield()
                     continue
             if timeout <= _AWAKE or not self._wait_for(select.POLLIN, timeout):
                 return None

@@ -10,6 +10,7 @@ stepped, the one who asked.
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import time
 from collections.abc import Callable, Mapping
@@ -299,16 +300,18 @@ class Debuggee:
     def settle(self) -> None:
         """Waits, after a vCPU was told to step, as long as a step usually takes:
         its end then needs no turn of the event loop."""
-        if self._stepping and self._machine is not None and self._machine.running:
-            descriptors = self._machine.event_fds
-            awake_until = time.perf_counter() + _STEP_AWAKE
-            ready: list[int] = []
-            while not ready and time.perf_counter() < awake_until:
-                ready, _, _ = select.select(descriptors, (), (), 0)
-            if not ready:
-                ready, _, _ = select.select(descriptors, (), (), _STEP_TIME)
+        start = time.perf_counter()
+        while self._stepping and self._machine is not None and self._machine.running:
+            passed = time.perf_counter() - start
+            if passed >= _STEP_TIME:
+                return
+            asleep = 0.0 if passed < _STEP_AWAKE else _STEP_TIME - passed
+            ready, _, _ = select.select(self._machine.event_fds, (), (), asleep)
             if ready:
                 self._poll()
+            else:
+                # On a busy host what steps may be waiting for this CPU.
+                os.sched_yield()
 
     def interrupt(self, debugger: Debugger) -> None:
         """Asks for a stop on behalf of a debugger that has let go. One whose stop

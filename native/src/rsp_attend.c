@@ -3,6 +3,7 @@
  * sent ones: GDB sends a handful of them in a row and waits for each.
  */
 #include <errno.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -172,8 +173,11 @@ enum kvmgdb_status kvmgdb_rsp_attend(struct kvmgdb_memory *memory,
   for (uint64_t now = start; now - start < turn_ns && now - asked < awake_ns;
        now = nanoseconds()) {
     ssize_t result = recv(socket, buffer, capacity, MSG_DONTWAIT);
-    if (result < 0 && (errno == EAGAIN || errno == EINTR))
+    if (result < 0 && (errno == EAGAIN || errno == EINTR)) {
+      /* Who would send it may be waiting for this CPU. */
+      sched_yield();
       continue;
+    }
     if (result <= 0)
       return KVMGDB_OK;
     struct request request;
