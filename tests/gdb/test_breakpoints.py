@@ -83,7 +83,7 @@ def test_ignore_count(gdb_path: str, guest: WatchedGuest, server: KvmgdbServer, 
 
 def test_watchpoint_on_jiffies(connected: GdbSession, guest: WatchedGuest) -> None:
     gdb = connected
-    gdb.cli("continue&")
+    gdb.resume()
     jiffies = guest.symbol("jiffies_64")
     gdb.interrupt()
     before = gdb.integer(f"*(unsigned long *) {jiffies:#x}")
@@ -106,7 +106,7 @@ def test_watchpoint_on_reads(
     connected: GdbSession, guest: WatchedGuest, command: str, reason: str
 ) -> None:
     gdb = connected
-    gdb.cli("continue&")
+    gdb.resume()
     jiffies = guest.symbol("jiffies_64")
     gdb.interrupt()
     gdb.cli(f"{command} *(unsigned long *) {jiffies:#x}")

@@ -160,7 +160,7 @@ def test_one_is_killed_while_the_other_holds(
     server: KvmgdbServer,
 ) -> None:
     connected.cli(f"break *{hot:#x}")
-    connected.cli("continue&")
+    connected.resume()
     connected.kill()
     server.wait_printed("debugger 1 .* is gone")
     assert guest.status != "running"

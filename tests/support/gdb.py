@@ -116,9 +116,9 @@ class GdbSession:
         return int(self.value(f"(unsigned long)({expression})").split()[0], 0)
 
     def resume(self, command: str = "-exec-continue") -> None:
-        """Lets the guest run; drops the stops that were not waited for."""
-        self._records = [r for r in self._records if r["message"] != "stopped"]
-        self.mi(command)
+        """Lets the guest run; drops the stops that were not waited for, also those
+        that GDB had told and we had not read."""
+        self._execute(command, COMMAND_SECONDS, keep_stops=False)
 
     def wait_stop(self, seconds: float = COMMAND_SECONDS) -> dict[str, Any]:
         """The next stop of the guest: the payload of ``*stopped``."""
@@ -162,7 +162,9 @@ class GdbSession:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _execute(self, command: str, seconds: float) -> tuple[dict[str, Any], str]:
+    def _execute(
+        self, command: str, seconds: float, keep_stops: bool = True
+    ) -> tuple[dict[str, Any], str]:
         self._token += 1
         token = self._token
         self._send(f"{token}{command}")
@@ -173,7 +175,7 @@ class GdbSession:
                 printed.append(str(record["payload"]))
             return bool(record["type"] == "result" and record["token"] == token)
 
-        record = self._next(is_result, seconds)
+        record = self._next(is_result, seconds, keep_stops)
         payload = record["payload"] or {}
         if record["message"] == "error":
             raise GdbError(str(payload.get("msg", "")))
@@ -185,14 +187,16 @@ class GdbSession:
         except OSError as error:
             raise AssertionError("GDB exited") from error
 
-    def _next(self, wanted: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
-        """Takes the first record that is ``wanted``; keeps stops that pass meanwhile."""
+    def _next(
+        self, wanted: Callable[[dict[str, Any]], bool], seconds: float, keep_stops: bool = True
+    ) -> dict[str, Any]:
+        """Takes the first record that is ``wanted``; keeps, or not, stops before it."""
         deadline = time.monotonic() + seconds
         while True:
             for index, record in enumerate(self._records):
                 if wanted(record):
                     passed = self._records[:index]
-                    kept = [r for r in passed if r["message"] == "stopped"]
+                    kept = [r for r in passed if keep_stops and r["message"] == "stopped"]
                     self._records = kept + self._records[index + 1 :]
                     return record
             self._records = [r for r in self._records if r["message"] == "stopped"]
