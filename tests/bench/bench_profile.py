@@ -19,7 +19,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from pathlib import Path
 
 from kvmgdb.demo.kernel import fetch_kernel
 from kvmgdb.machine.interface import Action
@@ -28,13 +27,13 @@ from kvmgdb.machine.sampling import SampleStream, SamplingCounters
 from kvmgdb.profiler.recording import Recording
 from kvmgdb.profiler.session import Session, Wanted
 from tests.bench.bench_agent_stop import QemuStub
+from tests.bench.guest_time import GuestTime, Work
 from tests.kvm.adopted import linux_under_kvm
 from tests.kvm.guests import image, own_vmm_guest, qemu_guest
 from tests.support.qemu import free_port
 from tests.support.require import SYSTEM_GDB
 
 VCPUS = 2
-Work = Callable[[], int]
 
 
 class Guest:
@@ -46,25 +45,11 @@ class Guest:
         self.machine.resume(dict.fromkeys(range(VCPUS), Action.CONTINUE))
         self._progress = image("split").symbols["progress"]
         vcpus = self.machine.agent.shared.vcpu
-        self._waits = [Path(f"/proc/{pid}/task/{vcpus[i].tid}/schedstat") for i in range(VCPUS)]
+        self.time = GuestTime(self._rounds, pid, [vcpus[i].tid for i in range(VCPUS)])
 
-    def rounds(self) -> int:
+    def _rounds(self) -> int:
         data = self.machine.memory.read(self._progress, 8 * VCPUS)
         return sum(memoryview(data).cast("Q"))
-
-    def waited(self) -> float:
-        """Seconds that the vCPU threads were ready to run, and did not."""
-        return sum(int(path.read_text().split()[1]) for path in self._waits) / 1e9
-
-    def speed(self, seconds: float, work: Work | None = None) -> tuple[float, int]:
-        """Rounds a second and vCPU, and what ``work`` says it did meanwhile."""
-        before, waited, begin = self.rounds(), self.waited(), time.perf_counter()
-        done = work() if work is not None else 0
-        left = seconds - (time.perf_counter() - begin)
-        if left > 0:
-            time.sleep(left)
-        passed = VCPUS * (time.perf_counter() - begin) - (self.waited() - waited)
-        return (self.rounds() - before) / passed, done
 
 
 def compare(
@@ -74,14 +59,10 @@ def compare(
     guest time lost."""
     shares, samples, lost = [], 0, 0.0
     for _ in range(turns):
-        before, _ = guest.speed(seconds)
-        with prepare() as work:
-            speed, done = guest.speed(seconds, work)
-        after, _ = guest.speed(seconds)
-        untouched = (before + after) / 2
-        shares.append(speed / untouched)
+        share, done = guest.time.share_left(seconds, prepare)
+        shares.append(share)
         samples += done
-        lost += seconds * max(0.0, 1 - speed / untouched)
+        lost += seconds * max(0.0, 1 - share)
     return statistics.median(shares), samples / lost if lost else float("inf")
 
 
