@@ -105,6 +105,13 @@ class Module:
         return "Loading"
 
     @property
+    def is_formed(self) -> bool:
+        """Whether its symbols and unwind tables are there; before, /proc/modules does
+        not list it."""
+        states = self.kernel.types.enumeration("module_state")
+        return self._module.member("state").integer() != states.get("MODULE_STATE_UNFORMED")
+
+    @property
     def references(self) -> int:
         """How many users it has, as /proc/modules counts them."""
         return self._module.member("refcnt").integer() - _MODULE_REF_BASE

@@ -143,6 +143,17 @@ class StackMaker:
             self._error,
         )
 
+    def renew(self, tables: UnwindTables, text: range) -> None:
+        """Unwinds by ``tables`` from now on, and asks anew for the names of kernel code
+        that is not in ``text``: modules have come or gone."""
+        _check(
+            lib.kvmgdb_profile_renew(
+                self._native, tables.native, text.start, text.stop, self._error
+            ),
+            self._error,
+        )
+        self._tables = tables
+
     def stack(self, number: int) -> list[int]:
         """The numbers of a stack's functions, root first."""
         frames = ffi.new("uint32_t const **")

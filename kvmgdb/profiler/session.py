@@ -20,7 +20,6 @@ from kvmgdb.linux.boot import Boot
 from kvmgdb.linux.identity import identify
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.native import UnwindEnd
-from kvmgdb.linux.stacks import Unwinder
 from kvmgdb.machine.interface import Action, Machine
 from kvmgdb.machine.native import Paging
 from kvmgdb.machine.sampling import SampleStream, SamplingCounters, SamplingPlan
@@ -122,14 +121,13 @@ class Session:
         tables = None
         try:
             self.kernel = kernel = find_kernel(self.machine)
-            unwinder = Unwinder(kernel)
+            self._kernel_code = KernelCode(kernel)
         except (NoKernelError, UnsupportedError) as error:
             self.recording.remark(f"no Linux kernel was found: {error}")
         else:
-            tables = unwinder.tables
-            for problem in unwinder.problems:
+            tables = self._kernel_code.tables
+            for problem in self._kernel_code.problems:
                 self.recording.remark(problem)
-            self._kernel_code = KernelCode(kernel, unwinder.modules)
             self._user_code = UserCode(kernel)
             self._boot = Boot(kernel)
         exited = self.recording.frame(*_EXIT)
@@ -183,7 +181,16 @@ class Session:
             self.stream.advance(taken.consumed)
             with self._readable() if taken.places else nullcontext():
                 for place in dict.fromkeys(taken.places):
+                    if place.space == KERNEL_SPACE:
+                        self._renew(place.address)
                     self._name(place)
+
+    def _renew(self, address: int | None = None) -> None:
+        """Learns of modules that have been loaded since, one of which may have the code
+        at ``address``."""
+        code = self._kernel_code
+        if code is not None and address not in code.text and code.renew(address):
+            self._maker.renew(code.tables, code.text)
 
     def close(self) -> SamplingCounters:
         """Ends sampling, and takes what is left."""
@@ -281,6 +288,8 @@ class Session:
         if self.kernel is None or now - self._checked < _CHECK_SECONDS:
             return
         self._checked = now
+        with self._readable():
+            self._renew()
         if self.machine.resets != self._resets:
             self._end_of_boot()
         if self._seen:

@@ -101,20 +101,19 @@ def _archive(kernel: Kernel, work: Path) -> bytes:
     program = _compile(work)
     entries = [Entry("probe", stat.S_IFREG | 0o755, program.read_bytes())]
     entries.append(Entry("modules", stat.S_IFDIR | 0o755))
-    for index, name in enumerate(_modules(kernel, MODULES)):
-        entries.append(Entry(f"modules/{index}", stat.S_IFREG | 0o644, _module(name)))
+    for index, content in enumerate(module_files(kernel, MODULES)):
+        entries.append(Entry(f"modules/{index}", stat.S_IFREG | 0o644, content))
     return cpio(entries)
 
 
-def _modules(kernel: Kernel, names: Sequence[str]) -> list[Path]:
-    """The files of modules that this kernel has."""
+def module_files(kernel: Kernel, names: Sequence[str]) -> list[bytes]:
+    """The modules that this kernel has, ready to be loaded."""
     candidates = (kernel.modules / f"{name}{suffix}" for name in names for suffix in ("", ".xz"))
-    return [path for path in candidates if path.is_file()]
-
-
-def _module(path: Path) -> bytes:
-    data = path.read_bytes()
-    return lzma.decompress(data) if path.suffix == ".xz" else data
+    return [
+        lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+        for path in candidates
+        if path.is_file()
+    ]
 
 
 def _compile(work: Path) -> Path:

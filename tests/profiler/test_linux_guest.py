@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import stat
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import pytest
 
 from kvmgdb.demo.cache import cache_directory
 from kvmgdb.demo.guest import GuestOptions, LinuxGuest
-from kvmgdb.demo.initramfs import build_initramfs
+from kvmgdb.demo.initramfs import FLAGS, Entry, build_initramfs, cpio
 from kvmgdb.demo.kernel import Kernel, fetch_kernel
 from kvmgdb.linux.attach import find_kernel
 from kvmgdb.linux.mappings import find_mapping
@@ -25,6 +27,7 @@ from kvmgdb.profiler.recording import NO_VCPU, FrameKind, Recording, State
 from kvmgdb.profiler.session import RebootedError, Session, Wanted
 from tests.guests.linux.fixtures import StartGuest
 from tests.kvm.adopted import linux_under_kvm
+from tests.linux.probed import module_files
 from tests.profiler.sampled import Sampled, sample
 from tests.support.qemu import qmp
 from tests.support.require import requires
@@ -210,6 +213,42 @@ def test_a_reboot_ends_the_recording(
     assert len(recording)
     assert max(recording.columns.time_ns) <= reset_ns
     assert any("started again" in remark for remark in recording.remarks)
+
+
+def test_a_module_that_is_loaded_meanwhile(
+    kernel: Kernel, start_linux_guest: StartGuest, tmp_path: Path
+) -> None:
+    """Its frames have names, and the stacks that go through it their ends."""
+    program, initrd = tmp_path / "program", tmp_path / "initrd"
+    source = Path(__file__).parent / "guests" / "loop_user.c"
+    subprocess.run(["gcc", *FLAGS, "-o", str(program), str(source)], check=True, timeout=60)
+    (module,) = module_files(kernel, ["kernel/drivers/block/loop.ko"])
+    files = {"loop_user": program.read_bytes(), "loop.ko": module}
+    archive = cpio([Entry(name, stat.S_IFREG | 0o755, content) for name, content in files.items()])
+    initrd.write_bytes(build_initramfs().read_bytes() + archive)
+    arguments = ("-initrd", str(initrd))
+    guest = start_linux_guest(kernel, append="rdinit=/loop_user", arguments=arguments)
+    caller = "loop_control_ioctl"
+
+    def enough(sampled: Sampled) -> bool:
+        if not loaded and len(sampled.recording) >= 50:
+            assert "loop" not in {frame.module for _, stack in sampled.stacks() for frame in stack}
+            guest.load_module("/loop.ko")
+            loaded.append(True)
+        return sampled.names()[caller] >= 5
+
+    loaded: list[bool] = []
+    with closing(parse_target(str(guest.pid)).open()) as machine:
+        sampled = sample(machine, enough, 100.0)
+    assert sampled.names()[caller] >= 5
+    for task, stack in sampled.stacks():
+        names = [frame.name for frame in stack]
+        if caller in names:
+            assert task.name == "loop-user"
+            assert stack[names.index(caller)].module == "loop"
+            assert stack[0].module == "/loop_user"
+            assert _holds(names, ["do_syscall_64", "__x64_sys_ioctl", caller]), names
+    _assert_whole(sampled)
 
 
 @pytest.mark.slow

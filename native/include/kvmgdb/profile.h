@@ -57,6 +57,13 @@ enum kvmgdb_status kvmgdb_profile_name(struct kvmgdb_profile *profile,
                                        uint64_t end, uint32_t frame,
                                        struct kvmgdb_error *error);
 
+/* From now on `unwinder` is used, and kernel code outside [start, end) has no
+ * name any more: modules have come or gone. */
+enum kvmgdb_status kvmgdb_profile_renew(struct kvmgdb_profile *profile,
+                                        const struct kvmgdb_unwinder *unwinder,
+                                        uint64_t start, uint64_t end,
+                                        struct kvmgdb_error *error);
+
 struct kvmgdb_profiled {
   uint64_t time_ns;
   uint64_t held_ns;

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "room.h"
+
 #define MAX_ENTRIES (UINT32_C(1) << 24)
 
 void intern_init(struct intern *intern, size_t limit) {
@@ -62,28 +64,19 @@ static bool reserve_words(struct intern *intern, size_t count) {
   size_t needed = intern->pool_length + count;
   if (needed > intern->limit)
     return false;
-  if (intern->pool && needed <= intern->pool_capacity)
-    return true;
-  size_t capacity = 2 * needed + 256;
-  uint32_t *pool = realloc(intern->pool, capacity * sizeof(*pool));
-  if (!pool)
-    return false;
-  intern->pool = pool;
-  intern->pool_capacity = capacity;
-  return true;
+  uint32_t *pool =
+      room_for(intern->pool, &intern->pool_capacity, needed, sizeof(*pool));
+  if (pool)
+    intern->pool = pool;
+  return pool;
 }
 
 static bool reserve_entry(struct intern *intern) {
-  if (intern->count < intern->capacity)
-    return true;
-  size_t capacity = intern->capacity * 2 + 256;
-  struct interned *entries =
-      realloc(intern->entries, capacity * sizeof(*entries));
-  if (!entries)
-    return false;
-  intern->entries = entries;
-  intern->capacity = capacity;
-  return true;
+  struct interned *entries = room_for(intern->entries, &intern->capacity,
+                                      intern->count + 1, sizeof(*entries));
+  if (entries)
+    intern->entries = entries;
+  return entries;
 }
 
 bool intern_add(struct intern *intern, const uint32_t *words, uint32_t count,

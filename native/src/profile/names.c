@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../ranges.h"
+#include "room.h"
 
 void names_deinit(struct names *names) {
   for (size_t i = 0; i < names->count; i++)
@@ -12,15 +13,13 @@ void names_deinit(struct names *names) {
 }
 
 static struct name_space *space_of(struct names *names, uint32_t space) {
-  if (space >= names->count) {
-    size_t count = (size_t)space * 2 + 16;
-    struct name_space *spaces = realloc(names->spaces, count * sizeof(*spaces));
-    if (!spaces)
-      return NULL;
-    memset(spaces + names->count, 0, (count - names->count) * sizeof(*spaces));
-    names->spaces = spaces;
-    names->count = count;
-  }
+  size_t before = names->count;
+  struct name_space *spaces = room_for(names->spaces, &names->count,
+                                       (size_t)space + 1, sizeof(*spaces));
+  if (!spaces)
+    return NULL;
+  memset(spaces + before, 0, (names->count - before) * sizeof(*spaces));
+  names->spaces = spaces;
   return &names->spaces[space];
 }
 
@@ -33,16 +32,11 @@ static size_t count_up_to(const struct name_space *space, uint64_t address) {
 }
 
 static bool reserve(struct name_space *space) {
-  if (space->count < space->capacity)
-    return true;
-  size_t capacity = space->capacity * 2 + 16;
-  struct named_range *ranges =
-      realloc(space->ranges, capacity * sizeof(*ranges));
-  if (!ranges)
-    return false;
-  space->ranges = ranges;
-  space->capacity = capacity;
-  return true;
+  struct named_range *ranges = room_for(space->ranges, &space->capacity,
+                                        space->count + 1, sizeof(*ranges));
+  if (ranges)
+    space->ranges = ranges;
+  return ranges;
 }
 
 bool names_add(struct names *names, uint32_t number, uint64_t start,
@@ -62,6 +56,20 @@ bool names_add(struct names *names, uint32_t number, uint64_t start,
   space->ranges[at] = (struct named_range){start, end, frame};
   space->count++;
   return true;
+}
+
+void names_forget(struct names *names, uint32_t number, uint64_t start,
+                  uint64_t end) {
+  if (number >= names->count)
+    return;
+  struct name_space *space = &names->spaces[number];
+  size_t kept = 0;
+  for (size_t i = 0; i < space->count; i++) {
+    const struct named_range *range = &space->ranges[i];
+    if (range->end <= start || range->start >= end)
+      space->ranges[kept++] = *range;
+  }
+  space->count = kept;
 }
 
 bool names_find(const struct names *names, uint32_t number, uint64_t address,

@@ -29,6 +29,9 @@ void names_deinit(struct names *names);
 /* False where there is no memory. */
 bool names_add(struct names *names, uint32_t space, uint64_t start,
                uint64_t end, uint32_t frame);
+/* Takes back the names of what lies in [start, end), be it in part. */
+void names_forget(struct names *names, uint32_t space, uint64_t start,
+                  uint64_t end);
 bool names_find(const struct names *names, uint32_t space, uint64_t address,
                 uint32_t *frame);
 

@@ -7,6 +7,7 @@
 #include "../error.h"
 #include "intern.h"
 #include "names.h"
+#include "room.h"
 
 #define KERNEL_HALF (UINT64_C(1) << 63)
 #define KERNEL_SPACE 0
@@ -90,6 +91,18 @@ enum kvmgdb_status kvmgdb_profile_name(struct kvmgdb_profile *profile,
   return KVMGDB_OK;
 }
 
+enum kvmgdb_status kvmgdb_profile_renew(struct kvmgdb_profile *profile,
+                                        const struct kvmgdb_unwinder *unwinder,
+                                        uint64_t start, uint64_t end,
+                                        struct kvmgdb_error *error) {
+  if (!profile || !unwinder || start >= end)
+    return error_set(error, KVMGDB_ERR_INVALID, 0, start);
+  profile->unwinder = unwinder;
+  names_forget(&profile->names, KERNEL_SPACE, 0, start);
+  names_forget(&profile->names, KERNEL_SPACE, end, UINT64_MAX);
+  return KVMGDB_OK;
+}
+
 /* ---- one record ---------------------------------------------------------- */
 
 static bool is_sound(const struct kvmgdb_sample *sample, size_t length) {
@@ -121,15 +134,11 @@ static enum kvmgdb_status find_task(struct kvmgdb_profile *profile,
     return error_set(error, KVMGDB_ERR_NO_MEMORY, 0, 0);
   if (*task < before)
     return KVMGDB_OK;
-  if (*task >= profile->task_capacity) {
-    size_t capacity = 2 * (size_t)*task + 64;
-    uint64_t *cr3 =
-        realloc(profile->task_cr3, capacity * sizeof(*profile->task_cr3));
-    if (!cr3)
-      return error_set(error, KVMGDB_ERR_NO_MEMORY, 0, 0);
-    profile->task_cr3 = cr3;
-    profile->task_capacity = capacity;
-  }
+  uint64_t *cr3 = room_for(profile->task_cr3, &profile->task_capacity,
+                           (size_t)*task + 1, sizeof(*cr3));
+  if (!cr3)
+    return error_set(error, KVMGDB_ERR_NO_MEMORY, 0, 0);
+  profile->task_cr3 = cr3;
   profile->task_cr3[*task] = sample->cr3;
   return KVMGDB_OK;
 }

@@ -14,6 +14,9 @@
 static void destroy(struct kvmgdb_profile **profile) {
   kvmgdb_profile_destroy(*profile);
 }
+static void destroy_unwinder(struct kvmgdb_unwinder **unwinder) {
+  kvmgdb_unwinder_destroy(*unwinder);
+}
 #define PROFILE __attribute__((cleanup(destroy))) struct kvmgdb_profile
 
 static struct kvmgdb_profile *create(int flags) {
@@ -141,6 +144,33 @@ TEST(profile, a_name_does_not_take_what_has_one) {
   CHECK_EQUAL(kvmgdb_profile_name(profile, 1, 5, 5, 1, NULL),
               KVMGDB_ERR_INVALID);
   CHECK_EQUAL(kvmgdb_profile_name(profile, UINT32_MAX, 5, 6, 1, NULL),
+              KVMGDB_ERR_INVALID);
+}
+
+TEST(profile, modules_come_and_go) {
+  PROFILE *profile = create(KVMGDB_PROFILE_KERNEL | KVMGDB_PROFILE_USER);
+  __attribute__((cleanup(destroy_unwinder))) struct kvmgdb_unwinder *unwinder;
+  CHECK_EQUAL(kvmgdb_unwinder_create(&unwinder, NULL), KVMGDB_OK);
+  uint64_t kernel = UINT64_C(0xffffffff81000000);
+  struct record one = record(5, KVMGDB_SAMPLE_RUNNING);
+  one.sample.copy_count = 0;
+  one.sample.bp = 0;
+  static struct result result;
+  for (uint64_t page = 0; page < 3; page++)
+    CHECK_EQUAL(kvmgdb_profile_name(profile, 0, kernel + page * 0x1000,
+                                    kernel + (page + 1) * 0x1000, 7, NULL),
+                KVMGDB_OK);
+  CHECK_EQUAL(kvmgdb_profile_renew(profile, unwinder, kernel + 0x1000,
+                                   kernel + 0x2000, NULL),
+              KVMGDB_OK);
+  for (uint64_t page = 0; page < 3; page++) {
+    one.sample.ip = kernel + page * 0x1000 + 8;
+    CHECK_EQUAL(take(profile, &one, sizeof(one), &result), KVMGDB_OK);
+    CHECK_EQUAL(result.place_count, page == 1 ? 0 : 1);
+  }
+  CHECK_EQUAL(kvmgdb_profile_renew(profile, NULL, 0, 1, NULL),
+              KVMGDB_ERR_INVALID);
+  CHECK_EQUAL(kvmgdb_profile_renew(profile, unwinder, 1, 1, NULL),
               KVMGDB_ERR_INVALID);
 }
 
