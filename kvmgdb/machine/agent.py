@@ -209,6 +209,9 @@ class Agent:
         self.shared = self._ffi.cast(
             "struct kvmgdb_agent_shared *", self._ffi.from_buffer(self._shared_map)
         )
+        return self._take_attached(payload)
+
+    def _take_attached(self, payload: bytes) -> Attached:
         data = self._ffi.from_buffer(payload)
         attached = self._ffi.cast("struct kvmgdb_agent_attached *", data)
         self.attached = Attached(
@@ -219,6 +222,12 @@ class Agent:
         )
         return self.attached
 
+    def adopt(self, timeout: float = 2.0) -> Attached:
+        """Takes in vCPUs that the VMM has added, and threads that have taken over
+        one; the machine must be stopped, and they are then, too."""
+        payload, _ = self._request("ADOPT", doing="held", timeout=timeout)
+        return self._take_attached(payload)
+
     def stop(self, vcpu: int | None = None, timeout: float = 5.0) -> None:
         """Stops one vCPU or all. TargetTimeoutError: one did not, and those
         that did run again."""
@@ -228,10 +237,9 @@ class Agent:
     def resume(self, actions: Mapping[int, str] | None = None) -> None:
         """Lets vCPUs go: index to "CONTINUE", "STEP" or "STEP_BLOCK_IRQ"; those
         not named stay. None: all continue. A stop that follows is an event."""
-        assert self.attached is not None
         chosen = [
             self.constant("CONTINUE" if actions is None else actions.get(i, "STAY"))
-            for i in range(self.attached.vcpu_count)
+            for i in range(int(self.shared.vcpu_count))
         ]
         self._request("RESUME", payload=bytes(chosen), doing="resumed")
 

@@ -82,10 +82,18 @@ class KvmVcpu(Vcpu):
             self._registers = RegisterFile()
             self._fetched = set()
 
+    @property
+    def gone(self) -> bool:
+        """Whether the VMM has unplugged it: its thread has ended."""
+        agent = self.machine.agent
+        return bool(agent.shared.vcpu[self.index].state == agent.constant("VCPU_GONE"))
+
     def read_registers(self, groups: frozenset[Group]) -> RegisterFile:
         missing = groups - self._fetched
         if missing:
             self.machine.require_stopped()
+            if self.gone:
+                return RegisterFile()  # nothing is known of it
             if missing & (BASIC_GROUPS | {Group.DESCRIPTOR}):
                 regs, sregs = self.machine.agent.register_structures(self.index)
                 layout.decode_regs(regs, self._registers)
@@ -196,6 +204,8 @@ class KvmVcpu(Vcpu):
 
     @property
     def state(self) -> str:
+        if self.gone:
+            return "unplugged"
         agent = self.machine.agent
         state = agent.shared.vcpu[self.index].state
         return "halted" if state == agent.constant("VCPU_HALTED") else "running"
@@ -278,7 +288,12 @@ class KvmMachine(Machine):
 
     @property
     def memory(self) -> Memory:
+        """Guest RAM where it lies now: a VMM may take it away at any moment, also while
+        its vCPUs stand, and put something else in its place."""
         self._read_regions_once()
+        if not self._closed and time.monotonic() - self._looked >= self._look_seconds:
+            self._looked = time.monotonic()
+            self._look_at_regions()
         return self._memory
 
     def _read_regions(self) -> None:
@@ -315,13 +330,32 @@ class KvmMachine(Machine):
         return self._look_at_vcpus()
 
     def _look_at_vcpus(self) -> str:
-        held = {int(self.agent.shared.vcpu[vcpu.index].id) for vcpu in self.vcpus}
+        """Holds what the VMM has plugged in, behind the vCPUs that are known: debuggers
+        number them by their place."""
+        shared = self.agent.shared
+        held = {int(shared.vcpu[vcpu.index].id) for vcpu in self.vcpus}
         added = vcpu_ids(self.agent.pid) - held - self._not_held
+        gone = [vcpu for vcpu in self.vcpus if vcpu.gone]
+        if not added and not gone:
+            return ""
+        try:
+            self.agent.adopt()
+            failure = ""
+        except TargetGoneError:
+            return ""  # poll() tells it
+        except KvmgdbError as error:
+            failure = str(error)
+        for index in range(len(self.vcpus), int(shared.vcpu_count)):
+            self.vcpus.append(KvmVcpu(self, index))
+        for vcpu in gone:
+            vcpu.invalidate()
         if not added:
             return ""
-        self._not_held |= added
         names = ", ".join(f"vCPU {number}" for number in sorted(added))
-        text = f"the VMM has added {names}, which runs on: attach again to hold it too"
+        text = f"the VMM has added {names}"
+        if failure:
+            self._not_held |= added
+            text += f", which runs on: {failure}"
         self.note(text)
         return text
 
@@ -332,7 +366,7 @@ class KvmMachine(Machine):
             found = self._find_regions(descriptors=False)
             # In early boot nothing can be confirmed: that does not unsay what was.
             known = any(region.name == "verified" for region, _ in self._regions)
-            if known and not any(region.verified for region in found):
+            if known and found and not any(region.verified for region in found):
                 return
             now = {(new.gpa, new.size, new.read_only, new.hva) for new in found}
             before = {(old.gpa, old.size, old.read_only, hva) for old, hva in self._regions}

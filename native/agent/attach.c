@@ -51,9 +51,9 @@ static enum kvmgdb_agent_status fail_by_errno(struct agent_error *error,
 /* ---- opening ------------------------------------------------------------ */
 
 /* The page that KVM shares with the VMM, shared with us as well. */
-static enum kvmgdb_agent_status map_kvm_run(struct session *session,
-                                            struct vcpu *vcpu,
-                                            struct agent_error *error) {
+enum kvmgdb_agent_status session_map_kvm_run(struct session *session,
+                                             struct vcpu *vcpu,
+                                             struct agent_error *error) {
   scoped_fd fd = (int)syscall(SYS_pidfd_getfd, session->pid_fd, vcpu->fd, 0);
   if (fd < 0)
     return fail_by_errno(error, errno, vcpu->index);
@@ -138,7 +138,7 @@ enum kvmgdb_agent_status session_open(struct session *session, pid_t pid,
                           .tid = found->vcpu[i].tid,
                           .seccomp = found->vcpu[i].seccomp,
                           .perf_fd = -1};
-    status = map_kvm_run(session, vcpu, error);
+    status = session_map_kvm_run(session, vcpu, error);
     if (status)
       return status;
   }
@@ -174,8 +174,8 @@ void session_close(struct session *session) {
 
 /* ---- attaching ---------------------------------------------------------- */
 
-static enum kvmgdb_agent_status seize(struct vcpu *vcpu,
-                                      struct agent_error *error) {
+enum kvmgdb_agent_status session_seize(struct vcpu *vcpu,
+                                       struct agent_error *error) {
   int failed = tracee_seize(vcpu->tid, vcpu->seccomp != 0);
   if (failed)
     return fail_by_errno(error, -failed, vcpu->index);
@@ -221,14 +221,11 @@ static enum kvmgdb_agent_status ask_kvm(struct session *session,
   return KVMGDB_AGENT_OK;
 }
 
-static void set_valid_regs(struct session *session) {
-  for (int i = 0; i < session->vcpu_count; i++) {
-    struct journal_vcpu *journal = &session->journal->vcpu[i];
-    struct kvm_run *run = session->vcpu[i].run;
-    journal->valid_regs_found = (uint32_t)run->kvm_valid_regs;
-    __atomic_store_n(&journal->valid_regs_changed, 1, __ATOMIC_RELEASE);
-    run->kvm_valid_regs |= wanted_regs;
-  }
+void session_set_valid_regs(struct session *session, struct vcpu *vcpu) {
+  struct journal_vcpu *journal = &session->journal->vcpu[vcpu->index];
+  journal->valid_regs_found = (uint32_t)vcpu->run->kvm_valid_regs;
+  __atomic_store_n(&journal->valid_regs_changed, 1, __ATOMIC_RELEASE);
+  vcpu->run->kvm_valid_regs |= wanted_regs;
 }
 
 static void restore_valid_regs(struct session *session) {
@@ -246,7 +243,7 @@ enum kvmgdb_agent_status session_attach(struct session *session,
                                         struct agent_error *error) {
   enum kvmgdb_agent_status status = KVMGDB_AGENT_OK;
   for (int i = 0; !status && i < session->vcpu_count; i++)
-    status = seize(&session->vcpu[i], error);
+    status = session_seize(&session->vcpu[i], error);
   if (!status)
     status =
         stop_vcpus(session, KVMGDB_AGENT_ALL, now_ns() + timeout_ns, error);
@@ -257,9 +254,9 @@ enum kvmgdb_agent_status session_attach(struct session *session,
     session_detach(session, &ignored);
     return status;
   }
-  if (session->sync_regs)
-    set_valid_regs(session);
   for (int i = 0; i < session->vcpu_count; i++) {
+    if (session->sync_regs)
+      session_set_valid_regs(session, &session->vcpu[i]);
     session->vcpu[i].let_run = true;
     stop_release(&session->vcpu[i]);
   }
@@ -340,7 +337,7 @@ static bool needs_threads(const struct session *session) {
 static bool seize_when_free(struct vcpu *vcpu) {
   struct agent_error ignored;
   uint64_t deadline = now_ns() + detach_ns;
-  while (seize(vcpu, &ignored)) {
+  while (session_seize(vcpu, &ignored)) {
     struct timespec pause = {0, 200000};
     if (ignored.status != KVMGDB_AGENT_PERMISSION || now_ns() >= deadline)
       return false;

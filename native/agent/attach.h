@@ -17,6 +17,14 @@ enum kvmgdb_agent_status session_attach(struct session *session,
                                         uint64_t timeout_ns,
                                         struct agent_error *error);
 
+/* What each vCPU needs of both, one by one. */
+enum kvmgdb_agent_status session_map_kvm_run(struct session *session,
+                                             struct vcpu *vcpu,
+                                             struct agent_error *error);
+enum kvmgdb_agent_status session_seize(struct vcpu *vcpu,
+                                       struct agent_error *error);
+void session_set_valid_regs(struct session *session, struct vcpu *vcpu);
+
 /* Puts everything back, as the journal says, and lets go of the VMM. */
 enum kvmgdb_agent_status session_detach(struct session *session,
                                         struct agent_error *error);

@@ -8,7 +8,8 @@
 static enum kvmgdb_agent_status require_stopped(struct session *session,
                                                 struct agent_error *error) {
   for (int i = 0; i < session->vcpu_count; i++)
-    if (session->vcpu[i].phase != PHASE_PARKED)
+    if (session->vcpu[i].phase != PHASE_PARKED &&
+        session->vcpu[i].phase != PHASE_GONE)
       return agent_fail(error, KVMGDB_AGENT_RUNNING, 0, i, 0);
   return KVMGDB_AGENT_OK;
 }

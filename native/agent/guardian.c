@@ -1,5 +1,6 @@
 #include "guardian.h"
 #include "attach.h"
+#include "cleanup.h"
 #include "tracee.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -58,6 +59,22 @@ enum kvmgdb_agent_status guardian_start(struct session *session, int control,
     close(old_pipe);
   session->guardian = pid;
   session->guardian_pipe = ends[1];
+  return KVMGDB_AGENT_OK;
+}
+
+enum kvmgdb_agent_status guardian_renew(struct session *session, int control,
+                                        struct agent_error *error) {
+  pid_t old = session->guardian;
+  scoped_fd old_pipe = fcntl(session->guardian_pipe, F_DUPFD_CLOEXEC, 0);
+  if (old_pipe < 0)
+    return agent_fail(error, KVMGDB_AGENT_HOST, errno, -1, 0);
+  enum kvmgdb_agent_status status = guardian_start(session, control, error);
+  if (status)
+    return status;
+  ssize_t written = write(old_pipe, &farewell, 1);
+  (void)written; /* it may have been killed */
+  if (old)
+    waitpid(old, NULL, 0);
   return KVMGDB_AGENT_OK;
 }
 

@@ -11,6 +11,11 @@
 enum kvmgdb_agent_status guardian_start(struct session *session, int control,
                                         struct agent_error *error);
 
+/* Another takes its place, which knows of vCPUs that came after it. There is a
+ * guardian at each moment. */
+enum kvmgdb_agent_status guardian_renew(struct session *session, int control,
+                                        struct agent_error *error);
+
 /* Ends it: the session has been detached, nothing is left to watch over. */
 void guardian_end(struct session *session);
 

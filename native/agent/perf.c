@@ -38,19 +38,21 @@ static int open_event(int64_t tracepoint, pid_t tid) {
   return kept;
 }
 
-bool perf_open(struct session *session) {
+bool perf_open_vcpu(struct vcpu *vcpu) {
   scoped_fd root = kernel_fs_open("tracefs");
   int64_t tracepoint =
       root < 0 ? -ENOENT
                : kernel_fs_number(root, "events/kvm/kvm_userspace_exit/id");
-  for (int i = 0; i < session->vcpu_count; i++) {
-    struct vcpu *vcpu = &session->vcpu[i];
-    vcpu->perf_fd = tracepoint < 0 ? -1 : open_event(tracepoint, vcpu->tid);
-    if (vcpu->perf_fd < 0) {
+  vcpu->perf_fd = tracepoint < 0 ? -1 : open_event(tracepoint, vcpu->tid);
+  return vcpu->perf_fd >= 0;
+}
+
+bool perf_open(struct session *session) {
+  for (int i = 0; i < session->vcpu_count; i++)
+    if (!perf_open_vcpu(&session->vcpu[i])) {
       perf_close(session);
       return false;
     }
-  }
   return true;
 }
 

@@ -7,6 +7,7 @@
 
 /* Opens the events, disabled. False where the host does not permit it. */
 bool perf_open(struct session *session);
+bool perf_open_vcpu(struct vcpu *vcpu); /* the same for one */
 void perf_close(struct session *session);
 void perf_enable(struct vcpu *vcpu, bool enable);
 

@@ -1,4 +1,5 @@
 #include "protocol.h"
+#include "adopt.h"
 #include "attach.h"
 #include "breakpoints.h"
 #include "cleanup.h"
@@ -83,6 +84,18 @@ _Static_assert(sizeof(struct kvmgdb_agent_discovery) +
                    KVMGDB_AGENT_MAX_PAYLOAD,
                "every discovery fits a reply");
 
+static void describe_attached(struct client *client) {
+  const struct session *session = &client->session;
+  struct kvmgdb_agent_attached attached = {
+      .vcpu_count = session->vcpu_count,
+      .sync_regs = session->sync_regs,
+      .block_irq = !!(session->guest_debug_supported & KVM_GUESTDBG_BLOCKIRQ),
+      .perf = session->perf,
+  };
+  memcpy(client->payload, &attached, sizeof(attached));
+  client->length = sizeof(attached);
+}
+
 static enum kvmgdb_agent_status on_attach(struct client *client,
                                           uint64_t timeout_ns,
                                           struct agent_error *error) {
@@ -100,19 +113,28 @@ static enum kvmgdb_agent_status on_attach(struct client *client,
     return status;
   }
   client->attached = true;
-  struct kvmgdb_agent_attached attached = {
-      .vcpu_count = session->vcpu_count,
-      .sync_regs = session->sync_regs,
-      .block_irq = !!(session->guest_debug_supported & KVM_GUESTDBG_BLOCKIRQ),
-      .perf = session->perf,
-  };
-  memcpy(client->payload, &attached, sizeof(attached));
-  client->length = sizeof(attached);
+  describe_attached(client);
   client->descriptor[0] = session->shared_fd;
   client->descriptor[1] = session->event_fd;
   client->descriptor[2] = session->memory_fd;
   client->descriptor_count = 3;
   return KVMGDB_AGENT_OK;
+}
+
+static enum kvmgdb_agent_status on_adopt(struct client *client,
+                                         uint64_t timeout_ns,
+                                         struct agent_error *error) {
+  struct session *session = &client->session;
+  client->length = 0;
+  if (session->sampler) /* it has counted them */
+    return agent_fail(error, KVMGDB_AGENT_RUNNING, 0, 0, 0);
+  enum kvmgdb_agent_status status =
+      adopt_vcpus(session, client->control, timeout_ns, error);
+  int events;
+  if (!status)
+    status = debug_show_stop(session, &events, error);
+  describe_attached(client);
+  return status;
 }
 
 static enum kvmgdb_agent_status on_stop(struct client *client, int vcpu,
@@ -204,6 +226,8 @@ execute(struct client *client, const struct kvmgdb_agent_request *request,
   switch (request->command) {
   case KVMGDB_AGENT_SAMPLE_START:
     return on_sample_start(client, error);
+  case KVMGDB_AGENT_ADOPT:
+    return on_adopt(client, timeout, error);
   case KVMGDB_AGENT_IOCTL:
     return on_ioctl(client, request->vcpu, request->argument, error);
   case KVMGDB_AGENT_INSERT:

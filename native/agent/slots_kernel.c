@@ -133,7 +133,7 @@ static bool read_consistent(int reader, const struct layout *layout,
     if (table && read_table(reader, layout, table, list) &&
         kernel_memory_pointer(reader, place) == table &&
         kernel_memory_pointer(reader, generation) == before)
-      return list->count > 0;
+      return true;
   }
   return false;
 }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,6 +14,7 @@ static const uint64_t look_again_ns = 5000000;
 /* A thread that was told to stop must be seen to, before it may be left alone.
  */
 static const uint64_t settle_ns = 1000000000;
+static const int exit_timeout_ms = 1000;
 /* A VMM whose vCPU threads all wait for so long, outside KVM_RUN, has paused.
  */
 static const uint64_t paused_ns = 150000000;
@@ -342,6 +344,13 @@ static void on_event_stop(struct session *session, struct vcpu *vcpu) {
   }
 }
 
+/* A VMM may end a vCPU's thread and live on: it has unplugged it. The threads
+ * of one that exits end one after the other. */
+static bool has_ended(const struct session *session) {
+  struct pollfd process = {session->pid_fd, POLLIN, 0};
+  return poll(&process, 1, exit_timeout_ms) != 0;
+}
+
 static void vcpu_news(struct session *session, struct vcpu *vcpu, int status,
                       bool debug_exit) {
   struct tracee_stop stop = tracee_stop_of(status);
@@ -349,7 +358,10 @@ static void vcpu_news(struct session *session, struct vcpu *vcpu, int status,
   switch (stop.kind) {
   case TRACEE_EXITED:
     vcpu->phase = PHASE_GONE;
-    session->gone = true;
+    session->gone |= !stop.quietly || has_ended(session);
+    if (!session->gone)
+      session->shared->vcpu[vcpu->index].state = KVMGDB_AGENT_VCPU_GONE;
+    session->shared->vcpu[vcpu->index].registers_valid = 0;
     break;
   case TRACEE_SIGNAL_STOP:
     if (debug_exit)
@@ -425,7 +437,8 @@ void stop_release_sampled(struct vcpu *vcpu) {
 }
 
 static bool is_wanted(const struct vcpu *vcpu, int which) {
-  return vcpu->seized && (which == KVMGDB_AGENT_ALL || vcpu->index == which);
+  return vcpu->seized && vcpu->phase != PHASE_GONE &&
+         (which == KVMGDB_AGENT_ALL || vcpu->index == which);
 }
 
 static struct vcpu *first_not_parked(struct session *session, int which) {

@@ -40,7 +40,10 @@ int tracee_init(void) {
 }
 
 struct tracee_stop tracee_stop_of(int status) {
-  struct tracee_stop stop = {TRACEE_EXITED, 0};
+  struct tracee_stop stop = {
+      .kind = TRACEE_EXITED,
+      .quietly = WIFEXITED(status) && !WEXITSTATUS(status),
+  };
   if (!WIFSTOPPED(status))
     return stop;
   stop.signal = WSTOPSIG(status);
@@ -82,7 +85,7 @@ bool tracee_wait(pid_t tid, uint64_t deadline, struct tracee_stop *stop) {
     int status;
     pid_t got = waitpid(tid, &status, WNOHANG | __WALL);
     if (got == tid || (got < 0 && errno == ECHILD)) {
-      *stop = got < 0 ? (struct tracee_stop){TRACEE_EXITED, 0}
+      *stop = got < 0 ? (struct tracee_stop){.kind = TRACEE_EXITED}
                       : tracee_stop_of(status);
       return true;
     }

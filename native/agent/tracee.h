@@ -23,6 +23,7 @@ enum tracee_stop_kind {
 struct tracee_stop {
   enum tracee_stop_kind kind;
   int signal;
+  bool quietly; /* EXITED with status 0: perhaps the thread alone */
 };
 
 /* Blocks SIGCHLD, which then only tells that a tracee has news, and returns a

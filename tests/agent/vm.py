@@ -54,7 +54,9 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 40.0) 
 class Vm:
     """The process; it is killed by :meth:`close`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], program: Program, vcpus: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], program: Program, vcpus: int, runs: bool = True
+    ) -> None:
         self.process = process
         self.pid = process.pid
         self.symbols = program.symbols
@@ -62,7 +64,8 @@ class Vm:
         try:
             self.hva = self._find_ram()
             self._memory = os.open(f"/proc/{self.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-            wait_until(lambda: all(self.counters()), "the guest to run", 30.0)
+            if runs:
+                wait_until(lambda: all(self.counters()), "the guest to run", 30.0)
         except BaseException:
             self.close()
             raise
@@ -84,7 +87,7 @@ class Vm:
             os.close(kvm)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        return cls(process, program, vcpus)
+        return cls(process, program, vcpus, "slotless" not in options)
 
     @classmethod
     def qemu(cls, program: Program, vcpus: int, arguments: Sequence[str]) -> Vm:

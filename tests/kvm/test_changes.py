@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,10 +15,17 @@ import pytest
 
 from kvmgdb.errors import TargetBusyError
 from kvmgdb.machine.agent import agent_path
-from kvmgdb.machine.interface import Action, MachineInfo
+from kvmgdb.machine.interface import (
+    Action,
+    BreakpointKind,
+    MachineInfo,
+    StopEvent,
+    StopReason,
+)
 from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.kvm_qemu import qemu_regions
 from kvmgdb.machine.qemu_process import busy_stub_address, read_qemu_process
+from kvmgdb.machine.registers import Group
 from kvmgdb.machine.target import parse_target
 from tests.agent.vm import NOBODY
 from tests.kvm.guests import image, qemu_guest
@@ -92,29 +99,107 @@ def test_memory_that_is_plugged_in(machine: KvmMachine, monitor: Path) -> None:
     assert "".join(re.findall(r"'(.)'", shown)) == "plugged!"
 
 
+def _plug_in_vcpu(monitor: Path, name: str) -> None:
+    slots = qmp(monitor, "query-hotpluggable-cpus")
+    free = next(slot for slot in slots if "qom-path" not in slot)
+    qmp(monitor, "device_add", driver=free["type"], id=name, **free["props"])
+
+
 def test_a_vcpu_that_is_plugged_in(machine: KvmMachine, monitor: Path) -> None:
-    """It is not held, and the user is told so at the next stop, once."""
+    """It is held from the next stop on, and the user is told so, once."""
     assert not machine.stop().detail
     _resume(machine)
-    slots = qmp(monitor, "query-hotpluggable-cpus")
-    (free,) = [slot for slot in slots if "qom-path" not in slot]
-    qmp(monitor, "device_add", driver=free["type"], id="third", **free["props"])
+    _plug_in_vcpu(monitor, "third")
     told: list[str] = []
 
     def seen() -> bool:
         told.append(machine.stop().detail)
-        _resume(machine)
+        if not told[-1]:
+            _resume(machine)
         return bool(told[-1])
 
     wait_for("the new vCPU is seen at a stop", seen, 20.0)
-    assert "vCPU 2, which runs on: attach again" in told[-1]
+    assert told[-1] == "the VMM has added vCPU 2"
     assert told[-1] in machine.info().notes
-    time.sleep(0.2)
-    assert not machine.stop().detail
+    assert [vcpu.index for vcpu in machine.vcpus] == [0, 1, 2]
+    tid = int(machine.agent.shared.vcpu[2].tid)
+    status = Path(f"/proc/{machine.agent.pid}/task/{tid}/status")
+    assert f"TracerPid:\t{machine.agent.process.pid}\n" in status.read_text()
+    # The guest has not started it: it stands at the reset vector.
+    registers = machine.vcpus[2].read_registers(frozenset({Group.GENERAL}))
+    assert registers.get("rip") == 0xFFF0
+    assert machine.breakpoints is not None
+    leaf = image("chain").symbols["chain_leaf"]
+    for _ in range(3):
+        machine.breakpoints.insert(BreakpointKind.SOFTWARE, leaf, 1)
+        _resume(machine)
+        hit = _wait_for_event(machine)
+        assert hit.reason is StopReason.BREAKPOINT
+        assert not hit.detail
+        machine.breakpoints.remove(BreakpointKind.SOFTWARE, leaf, 1)
     machine.close()
+    assert "TracerPid:\t0\n" in status.read_text()
     with closing(KvmMachine.open(machine.agent.pid)) as again:
         assert len(again.vcpus) == 3
         again.stop()
+
+
+def _wait_for_event(machine: KvmMachine) -> StopEvent:
+    events: list[StopEvent] = []
+
+    def came() -> bool:
+        event = machine.poll()
+        if event is not None:
+            events.append(event)
+        return bool(events)
+
+    wait_for("the machine stops by itself", came, 20.0)
+    return events[0]
+
+
+def test_gdb_gets_a_vcpu_that_is_plugged_in(
+    machine: KvmMachine, monitor: Path, gdb: GdbSession
+) -> None:
+    """As a thread, at the next stop; what holds it dies, and it is let go, too."""
+    machine.close()
+    leaf = image("chain").symbols["chain_leaf"]
+    with KvmgdbServer(str(machine.agent.pid)) as server:
+        gdb.connect(server.address)
+        assert '"vCPU 2"' not in gdb.cli("info threads")
+        gdb.resume()
+        _plug_in_vcpu(monitor, "third")
+
+        def listed() -> bool:
+            gdb.interrupt()
+            found = '"vCPU 2"' in gdb.cli("info threads")
+            if not found:
+                gdb.resume()
+            return found
+
+        wait_for("a third thread", listed, 30.0)
+        gdb.cli("thread 3")
+        assert gdb.integer("$rip") == 0xFFF0
+        gdb.cli("thread 1")
+        gdb.cli(f"break *{leaf:#x}")
+        assert gdb.run_to_stop()["reason"] == "breakpoint-hit"
+        gdb.cli("delete")
+        agents = subprocess.run(
+            ["pgrep", "-f", f"kvmgdb-agent {machine.agent.pid} "],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()
+        os.kill(int(agents[0]), signal.SIGKILL)
+        tasks = Path(f"/proc/{machine.agent.pid}/task").glob("*/status")
+        statuses = list(tasks)
+        wait_for(
+            "nobody traces any thread",
+            lambda: all("TracerPid:\t0\n" in status.read_text() for status in statuses),
+            20.0,
+        )
+    with closing(KvmMachine.open(machine.agent.pid)) as again:
+        again.stop()
+        assert len(again.vcpus) == 3
 
 
 def test_a_debugger_in_the_stub_of_qemu(gdb: GdbSession, tmp_path: Path) -> None:

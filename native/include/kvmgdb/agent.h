@@ -81,6 +81,10 @@ enum kvmgdb_agent_command {
      VMM. While the client has stopped a vCPU no samples are taken. */
   KVMGDB_AGENT_SAMPLE_START = 10,
   KVMGDB_AGENT_SAMPLE_STOP = 11,
+  /* Takes in the vCPUs that the VMM has added since, stopped, behind those that
+     are known, and threads that have taken over a vCPU whose own has ended. The
+     machine must be stopped. Reply: kvmgdb_agent_attached. */
+  KVMGDB_AGENT_ADOPT = 12,
 };
 
 enum kvmgdb_agent_action {
@@ -119,7 +123,7 @@ enum kvmgdb_agent_state {
   KVMGDB_AGENT_VCPU_STOPPED = 1, /* at the edge of KVM_RUN */
   KVMGDB_AGENT_VCPU_HALTED = 2,  /* stopped while its VMM is outside
                                     KVM_RUN (it is halted, or was paused) */
-  KVMGDB_AGENT_VCPU_GONE = 3,
+  KVMGDB_AGENT_VCPU_GONE = 3, /* its thread has ended */
 };
 
 enum kvmgdb_agent_reason {

@@ -9,6 +9,11 @@
  *   irqchip   KVM's interrupt controller: halts stay in the kernel
  *   eintr     -EINTR is an error no more
  *   pipe      being stuck is to fill standard output, until somebody reads it
+ *   leave     at SIGUSR2 the thread of vCPU 1 ends
+ *   handover  at SIGUSR2 another thread takes over vCPU 1, and its own ends
+ *   spare     64 KiB of RAM more, at 64 GiB; at SIGUSR1, in turns, it goes away
+ *             and other memory takes its place; at SIGHUP it is given back
+ *   slotless  KVM is told of no memory, and vCPU 0 has nothing to run
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,6 +23,7 @@
 #include <linux/kvm.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,11 +36,15 @@
 #include <unistd.h>
 
 enum { MEMORY = 64 << 20, LOAD = 1 << 20, MAX_VCPUS = 8 };
+enum { LEAVING = 1, SPARE = 64 << 10 };
+static const uint64_t SPARE_GPA = UINT64_C(64) << 30;
 enum { SAW_EINTR = 3, SAW_DEBUG = 4, SAW_OTHER = 5, BAD_SETUP = 6 };
 
 static int with_seccomp, with_memfd, with_irqchip, with_eintr;
 static int with_two, without_vcpu, with_pipe;
+static int with_leave, with_handover, with_spare, with_slotless;
 static int kvm = -1, vm;
+static volatile int is_leaving;
 
 static struct {
   int fd;
@@ -132,14 +142,23 @@ static void on_mmio(int index) {
   memcpy(run->mmio.data, &vcpus[index].mmio, sizeof(vcpus[index].mmio));
 }
 
-static void *run_vcpu(void *argument) {
+static void *go_on(void *argument) {
   int index = (int)(intptr_t)argument;
   struct kvm_run *run = vcpus[index].run;
-  start_state(index);
-  if (with_seccomp)
-    restrict_thread();
+  if (with_slotless) /* as VMMs name it: it never runs */
+    prctl(PR_SET_NAME, "vcpu0");
+  while (with_slotless)
+    pause();
   for (;;) {
     if (ioctl(vcpus[index].fd, KVM_RUN, 0) < 0) {
+      if (errno == EINTR && index == LEAVING && is_leaving) {
+        is_leaving = 0;
+        run->immediate_exit = 0;
+        pthread_t heir;
+        if (with_handover)
+          check(!pthread_create(&heir, NULL, go_on, argument), "thread");
+        return NULL;
+      }
       if (errno == EINTR && with_eintr)
         continue;
       _exit(errno == EINTR ? SAW_EINTR : SAW_OTHER);
@@ -163,6 +182,68 @@ static void *run_vcpu(void *argument) {
   return NULL;
 }
 
+static void leave(int number) {
+  (void)number;
+  is_leaving = 1;
+  vcpus[LEAVING].run->immediate_exit = 1;
+}
+
+static void *run_vcpu(void *argument) {
+  int index = (int)(intptr_t)argument;
+  start_state(index);
+  if (with_seccomp)
+    restrict_thread();
+  if (index == LEAVING && (with_leave || with_handover)) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR2);
+    check(!sigaction(SIGUSR2, &(struct sigaction){.sa_handler = leave}, NULL) &&
+              !pthread_sigmask(SIG_UNBLOCK, &set, NULL),
+          "SIGUSR2");
+  }
+  return go_on(argument);
+}
+
+/* Memory that comes and goes, with what KVM is told of it. */
+static void *place;
+
+static void change_spare(int present, char fill) {
+  struct kvm_userspace_memory_region region = {.slot = 1,
+                                               .guest_phys_addr = SPARE_GPA};
+  if (!present) {
+    check(!ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "no spare");
+    check(!munmap(place, SPARE), "munmap");
+    return;
+  }
+  place = mmap(NULL, SPARE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+               -1, 0);
+  check(place != MAP_FAILED, "spare");
+  memset(place, fill, SPARE);
+  region.memory_size = SPARE;
+  region.userspace_addr = (uint64_t)(uintptr_t)place;
+  check(!ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "spare");
+}
+
+static void __attribute__((noreturn)) change_at_signals(void) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGUSR1);
+  sigaddset(&set, SIGHUP);
+  int present = 1, number;
+  for (char fill = 'a';;) {
+    check(!sigwait(&set, &number), "sigwait");
+    if (number == SIGHUP) {
+      check(!madvise(place, SPARE, MADV_DONTNEED), "madvise");
+      continue;
+    }
+    present = !present;
+    fill = (char)(fill + present);
+    change_spare(present, fill);
+    puts(present ? "there" : "away");
+    fflush(stdout);
+  }
+}
+
 int main(int argc, char **argv) {
   if (argc < 3)
     return BAD_SETUP;
@@ -175,6 +256,10 @@ int main(int argc, char **argv) {
     with_two |= !strcmp(argv[i], "twice");
     without_vcpu |= !strcmp(argv[i], "novcpu");
     with_pipe |= !strcmp(argv[i], "pipe");
+    with_leave |= !strcmp(argv[i], "leave");
+    with_handover |= !strcmp(argv[i], "handover");
+    with_slotless |= !strcmp(argv[i], "slotless");
+    with_spare |= !strcmp(argv[i], "spare");
     sscanf(argv[i], "fd=%d", &kvm);
   }
   check(count > 0 && count <= MAX_VCPUS, "vCPUs");
@@ -188,6 +273,13 @@ int main(int argc, char **argv) {
   check(image >= 0 && read(image, memory + LOAD, MEMORY - LOAD) > 0, argv[1]);
   close(image);
 
+  sigset_t ours;
+  sigemptyset(&ours);
+  sigaddset(&ours, SIGUSR1);
+  sigaddset(&ours, SIGUSR2);
+  sigaddset(&ours, SIGHUP);
+  check(!pthread_sigmask(SIG_BLOCK, &ours, NULL), "signals");
+
   if (kvm < 0)
     kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
   check(kvm >= 0, "/dev/kvm");
@@ -200,7 +292,10 @@ int main(int argc, char **argv) {
     check(!ioctl(vm, KVM_CREATE_IRQCHIP, 0), "KVM_CREATE_IRQCHIP");
   struct kvm_userspace_memory_region region = {
       .memory_size = MEMORY, .userspace_addr = (uint64_t)memory};
-  check(!ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "memory region");
+  if (!with_slotless)
+    check(!ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "memory region");
+  if (with_spare)
+    change_spare(1, 'a');
   int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
   if (without_vcpu)
     count = 0;
@@ -225,6 +320,8 @@ int main(int argc, char **argv) {
   }
   puts("ready");
   fflush(stdout);
+  if (with_spare)
+    change_at_signals();
   for (;;)
     pause();
 }
