@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,6 +16,12 @@ from kvmgdb.machine.native import Memory, Paging
 
 _CR3_ADDRESS = 0x000FFFFFFFFFF000
 _MAX_BTF = 64 << 20
+# struct btf_header (include/uapi/linux/btf.h): magic, version and flags, then what the
+# lengths are; what code has as constants of its own is shorter.
+_BTF_BEGINNING = b"\x9f\xeb\x01\x00"
+_BTF_HEADER = struct.Struct("<4x5I")
+_MIN_BTF = 256 << 10
+_MAX_CANDIDATES = 256
 _MAX_CPUS = 8192
 _CHUNK = 256
 PAGE = 4096
@@ -141,10 +148,38 @@ class Kernel:
     @cached_property
     def types(self) -> Types:
         """The kernel's BTF. Raises NotFoundError where it has none."""
-        start, end = self.symbol("__start_BTF"), self.symbol("__stop_BTF")
-        if not 0 < end - start <= _MAX_BTF:
-            raise GuestDataError(f"the kernel's BTF cannot take {end - start} bytes")
-        return Types(BtfTable(self.read(start, end - start)))
+        place = self._btf
+        if place is None:
+            raise NotFoundError("the guest's kernel has no BTF")
+        if not 0 < len(place) <= _MAX_BTF:
+            raise GuestDataError(f"the kernel's BTF cannot take {len(place)} bytes")
+        return Types(BtfTable(self.read(place.start, len(place))))
+
+    @cached_property
+    def _btf(self) -> range | None:
+        start, end = self.find_symbol("__start_BTF"), self.find_symbol("__stop_BTF")
+        if start is not None and end is not None:
+            return range(start, end)
+        # Without CONFIG_KALLSYMS_ALL only code has symbols.
+        return self._search_btf() if self.find_symbol("init_task") is None else None
+
+    def _search_btf(self) -> range | None:
+        """By its header."""
+        at = self.base
+        for _ in range(_MAX_CANDIDATES):
+            found, at, _ = self.memory.search_virtual(
+                self.paging, at, self.location.end, _BTF_BEGINNING, self.location.end - self.base
+            )
+            if found is None:
+                return None
+            with suppress(KvmgdbError):
+                header = self.read(found, _BTF_HEADER.size)
+                length, types, size, strings, text = _BTF_HEADER.unpack(header)
+                end = length + strings + text
+                if types == 0 and strings == size and _MIN_BTF <= end <= _MAX_BTF:
+                    return range(found, found + end)
+            at = found + 1
+        return None
 
     def object(self, type_name: str, address: int) -> Object:
         """What lies at ``address``, as a type: "task_struct", "unsigned long"."""

@@ -239,16 +239,26 @@ class BtfTable:
     """The types of a kernel, or with ``base`` those of a module."""
 
     def __init__(self, data: bytes, base: BtfTable | None = None) -> None:
-        """Raises GuestDataError."""
+        """Raises GuestDataError, also for a ``base`` that is cut off."""
         out = ffi.new("struct kvmgdb_btf **")
         error = ffi.new("struct kvmgdb_error *")
         native_base: Any = base.native if base else ffi.NULL
+        if base is not None and base.unknown_kind:
+            raise GuestDataError(
+                f"the kernel's BTF, which this refers to, has types of kind {base.unknown_kind}"
+            )
         _check(
             lib.kvmgdb_btf_create(ffi.from_buffer(data), len(data), native_base, out, error),
             error,
         )
         self.base = base
         self.native: Any = ffi.gc(out[0], lib.kvmgdb_btf_destroy)
+
+    @property
+    def unknown_kind(self) -> int:
+        """The number of the kind of type that the table is cut off for, because only a
+        newer kvmgdb knows how long one is; 0 where it is whole."""
+        return int(lib.kvmgdb_btf_unknown_kind(self.native))
 
     @property
     def ids(self) -> range:

@@ -10,6 +10,7 @@ from kvmgdb.linux.native import OrcLayout, UnwindTables
 _CODE = ("text", "init_text")
 _MAX_ORC_BYTES = 64 << 20
 _FIELDS = ("sp_offset", "bp_offset", "sp_reg", "bp_reg", "type", "end", "signal")
+_BITS_OF_FIVE_TYPES = 3
 # Kernels without BTF: struct orc_entry of 4.14 to 6.2.
 _OLD_LAYOUT = OrcLayout(
     6,
@@ -75,8 +76,9 @@ def module_tables(kernel: Kernel, module: Module) -> UnwindTables:
 
 
 def orc_layout(kernel: Kernel) -> OrcLayout:
-    """struct orc_entry as this kernel has it. Until 6.3 it had a bit that says that
-    the stack ends; since 6.4 that is a type, and 0 is "undefined"."""
+    """struct orc_entry as this kernel has it. Until 6.3 there are three types, in two
+    bits, and from 5.8 on a bit that says that the stack ends; since 6.4 that is a
+    type, and 0 is "undefined": five, in three bits."""
     try:
         types = kernel.types
         entry = types.named("struct orc_entry")
@@ -88,7 +90,8 @@ def orc_layout(kernel: Kernel) -> OrcLayout:
         if member is not None:
             bits = member.bits or 8 * types.table.size(member.type)
             fields[name] = (member.bit_offset, bits)
-    return OrcLayout(entry.size, fields, undefined_first="end" not in fields)
+    has_five = fields.get("type", (0, 0))[1] >= _BITS_OF_FIVE_TYPES
+    return OrcLayout(entry.size, fields, undefined_first=has_five)
 
 
 def _add(

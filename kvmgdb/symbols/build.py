@@ -85,6 +85,11 @@ def read_vmlinux(kernel: Kernel, contents: bool = False) -> FileParts:
         parts.variables = typed_variables(kernel)
         parts.per_cpu = per_cpu_area(kernel)
         parts.types = kernel.types.table
+        if kind := parts.types.unknown_kind:
+            parts.warnings.append(
+                f"only {len(parts.types.ids)} types: behind them the kernel has one of kind {kind},"
+                " which a newer kvmgdb may know"
+            )
     return parts
 
 

@@ -22,6 +22,22 @@ def test_every_type_can_be_read(kernel: Kernel) -> None:
     assert kinds >= {Kind.INT, Kind.STRUCT, Kind.UNION, Kind.FUNC_PROTO, Kind.VAR, Kind.DATASEC}
 
 
+class _OnlyCodeHasSymbols(Kernel):
+    """As without CONFIG_KALLSYMS_ALL."""
+
+    def find_symbol(self, name: str) -> int | None:
+        found = next(self.symbols.named(name), None)
+        return found.address if found and found.type in "tTwW" else None
+
+
+def test_types_without_a_symbol_for_them(kernel: Kernel) -> None:
+    other = _OnlyCodeHasSymbols(kernel.memory, kernel.location, kernel.symbols, kernel.kallsyms)
+    assert other.find_symbol("__start_BTF") is None
+    assert other.find_symbol("vfs_read") is not None
+    assert other.types.table.ids == kernel.types.table.ids
+    assert other.types.size("task_struct") == kernel.types.size("task_struct")
+
+
 def test_sizes_follow_from_members(kernel: Kernel) -> None:
     """In a C structure members do not overlap, nor reach beyond its end."""
     table = kernel.types.table

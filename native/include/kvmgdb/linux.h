@@ -172,13 +172,18 @@ struct kvmgdb_btf_value {
 /*
  * `base` is the kernel's BTF for the split BTF of a module, else NULL; it must
  * live as long. All of `data` is checked that can be without following
- * references.
+ * references. Nobody knows how long a type of a kind is that is not known: the
+ * table ends before it, see kvmgdb_btf_unknown_kind, and cannot be a base.
  */
 enum kvmgdb_status kvmgdb_btf_create(const void *data, size_t length,
                                      const struct kvmgdb_btf *base,
                                      struct kvmgdb_btf **out,
                                      struct kvmgdb_error *error);
 void kvmgdb_btf_destroy(struct kvmgdb_btf *btf);
+
+/* The kind of type that a newer kernel has and that is not known here; 0: none.
+ */
+uint32_t kvmgdb_btf_unknown_kind(const struct kvmgdb_btf *btf);
 
 /* One above the highest type ID, and the lowest that is not of the base. */
 uint32_t kvmgdb_btf_end(const struct kvmgdb_btf *btf);

@@ -137,9 +137,16 @@ static enum kvmgdb_status index_types(struct kvmgdb_btf *btf,
   struct btf_raw raw;
   for (size_t at = 0; at < btf->types_length;) {
     btf->offsets[count++] = (uint32_t)at;
-    if (!next_type(btf, &at, &raw))
+    if (next_type(btf, &at, &raw))
+      continue;
+    size_t extra;
+    if (btf->types_length - at < sizeof(raw) || btf_extra(&raw, &extra) ||
+        btf_kind(&raw) == KVMGDB_BTF_VOID)
       return error_set(error, KVMGDB_ERR_MALFORMED, 0,
                        (uint64_t)(btf->types - btf->data) + at);
+    btf->unknown_kind = btf_kind(&raw);
+    count--;
+    break;
   }
   btf->end = btf->start + count;
   return KVMGDB_OK;
@@ -181,7 +188,8 @@ enum kvmgdb_status kvmgdb_btf_create(const void *data, size_t length,
                                      const struct kvmgdb_btf *base,
                                      struct kvmgdb_btf **out,
                                      struct kvmgdb_error *error) {
-  if (!data || !out || length > MAX_BTF || (base && base->base))
+  if (!data || !out || length > MAX_BTF ||
+      (base && (base->base || base->unknown_kind)))
     return error_set(error, KVMGDB_ERR_INVALID, 0, length);
   SCOPED_BTF struct kvmgdb_btf *btf = calloc(1, sizeof(*btf));
   if (!btf || !(btf->data = malloc(length + 1)))
@@ -210,6 +218,10 @@ void kvmgdb_btf_destroy(struct kvmgdb_btf *btf) {
   free(btf->next);
   free(btf->buckets);
   free(btf);
+}
+
+uint32_t kvmgdb_btf_unknown_kind(const struct kvmgdb_btf *btf) {
+  return btf ? btf->unknown_kind : 0;
 }
 
 uint32_t kvmgdb_btf_end(const struct kvmgdb_btf *btf) {

@@ -40,6 +40,7 @@ struct kvmgdb_btf {
   uint32_t *next;
   uint32_t *buckets; /* index of an own type + 1 */
   uint32_t bucket_mask;
+  uint32_t unknown_kind; /* that the table was cut off for, or 0 */
 };
 
 static inline unsigned btf_kind(const struct btf_raw *raw) {

@@ -22,7 +22,7 @@
 #define MAX_NAME_STEP ((uint32_t)MARKER_STEP * 300)
 #define MIN_NAME_STEP ((uint32_t)MARKER_STEP * 2)
 /* seqs_of_names (3 bytes a symbol) may lie between markers and tokens. */
-#define MAX_MARKERS_DISTANCE (3 * MAX_SYMBOLS + 4 * MAX_SYMBOLS / 256)
+#define MAX_MARKERS_DISTANCE (3 * MAX_SYMBOLS + 8 * MAX_SYMBOLS / 256)
 /* Bytes of names that all candidates together may cost. */
 #define WALK_BUDGET (UINT64_C(256) << 20)
 /* The part of the address space that a kernel's image may take. */
@@ -36,6 +36,7 @@ struct search {
   uint64_t address; /* of the image */
   uint64_t base;    /* of the kernel */
   uint64_t budget;
+  size_t marker_size; /* 4; 8 until 4.19 */
   struct kvmgdb_kallsyms found;
   uint16_t token_offset[TOKENS];
 };
@@ -137,13 +138,19 @@ static bool read_length(const struct search *search, size_t *at, size_t end,
   return *tokens <= end - *at;
 }
 
+static uint64_t read_marker(const struct search *search, size_t markers,
+                            size_t index) {
+  const uint8_t *at = search->image + markers + search->marker_size * index;
+  return search->marker_size == 8 ? read_u64(at) : read_u32(at);
+}
+
 /* Whether `names` holds `count` names that agree with the markers after it. */
 static bool confirm_names(struct search *search, size_t names, size_t count,
                           size_t markers) {
   size_t at = names;
   for (size_t i = 0; i < count; i++) {
     if (i % MARKER_STEP == 0 &&
-        read_u32(search->image + markers + i / MARKER_STEP * 4) != at - names)
+        read_marker(search, markers, i / MARKER_STEP) != at - names)
       return false;
     size_t tokens;
     if (!read_length(search, &at, markers, &tokens) || tokens == 0)
@@ -160,8 +167,9 @@ static bool confirm_names(struct search *search, size_t names, size_t count,
 static size_t marker_run(const struct search *search, size_t markers,
                          size_t end) {
   size_t run = 1;
-  for (uint32_t last = 0; markers + 4 * run + 4 <= end; run++) {
-    uint32_t marker = read_u32(search->image + markers + 4 * run);
+  for (uint64_t last = 0; markers + search->marker_size * (run + 1) <= end;
+       run++) {
+    uint64_t marker = read_marker(search, markers, run);
     if (marker <= last || marker - last < MIN_NAME_STEP ||
         marker - last > MAX_NAME_STEP)
       break;
@@ -172,10 +180,10 @@ static size_t marker_run(const struct search *search, size_t markers,
 
 /* num_syms stands before the names, padded to their alignment. */
 static bool find_names(struct search *search, size_t markers, size_t run) {
-  uint32_t last = read_u32(search->image + markers + 4 * (run - 1));
+  uint64_t last = read_marker(search, markers, run - 1);
   if (markers < last)
     return false;
-  size_t highest = (markers - last) & ~(size_t)3;
+  size_t highest = (markers - (size_t)last) & ~(size_t)3;
   size_t lowest = highest > MAX_NAME_STEP ? highest - MAX_NAME_STEP : 8;
   /* What follows the markers may look like one or two more. */
   highest = highest + (size_t)2 * MAX_NAME_STEP < markers
@@ -209,9 +217,12 @@ static bool find_markers(struct search *search) {
     at -= 4;
     if (read_u32(search->image + at) != 0)
       continue;
-    size_t run = marker_run(search, at, end);
-    if (run >= MIN_SYMBOLS / MARKER_STEP + 1 && find_names(search, at, run))
-      return true;
+    for (search->marker_size = 4; search->marker_size <= 8;
+         search->marker_size += 4) {
+      size_t run = marker_run(search, at, end);
+      if (run >= MIN_SYMBOLS / MARKER_STEP + 1 && find_names(search, at, run))
+        return true;
+    }
   }
   return false;
 }

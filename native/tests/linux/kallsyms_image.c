@@ -26,8 +26,8 @@ static void pad(struct kallsyms_image *image, size_t alignment) {
 uint64_t image_address(enum kallsyms_layout layout, size_t index) {
   if (index >= IMAGE_PERCPU)
     return IMAGE_BASE + 0x30 * (index - IMAGE_PERCPU);
-  /* Per-CPU symbols; in 7.2 they are part of the image. */
-  return layout == LAYOUT_7_2 ? IMAGE_BASE : 0x40 * index;
+  /* Per-CPU symbols; since 6.15 they are part of the image. */
+  return layout >= LAYOUT_6_16 ? IMAGE_BASE : 0x40 * index;
 }
 
 void image_name(size_t index, char name[300]) {
@@ -78,16 +78,18 @@ static void put_name(struct kallsyms_image *image, size_t index) {
   put(image, tokens, length);
 }
 
-static void put_names(struct kallsyms_image *image, size_t alignment) {
-  uint32_t markers[64];
+static void put_names(struct kallsyms_image *image, size_t alignment,
+                      size_t marker_size) {
+  uint64_t markers[64];
   size_t start = image->length, count = 0;
   for (size_t i = 0; i < image->count; i++) {
     if (i % 256 == 0)
-      markers[count++] = (uint32_t)(image->length - start);
+      markers[count++] = image->length - start;
     put_name(image, i);
   }
   pad(image, alignment);
-  put(image, markers, count * sizeof(*markers));
+  for (size_t i = 0; i < count; i++)
+    put(image, &markers[i], marker_size);
 }
 
 static void put_offsets(struct kallsyms_image *image,
@@ -96,6 +98,8 @@ static void put_offsets(struct kallsyms_image *image,
     uint64_t address = image_address(layout, i);
     if (layout == LAYOUT_7_2)
       put_u32(image, (uint32_t)(address - (IMAGE_RODATA + image->length)));
+    else if (layout == LAYOUT_6_16)
+      put_u32(image, (uint32_t)(address - IMAGE_BASE));
     else if (i < IMAGE_PERCPU)
       put_u32(image, (uint32_t)address);
     else
@@ -106,7 +110,7 @@ static void put_offsets(struct kallsyms_image *image,
 
 void image_build(struct kallsyms_image *image, enum kallsyms_layout layout,
                  size_t count) {
-  bool first = layout == LAYOUT_5_10 || layout == LAYOUT_6_1;
+  bool first = layout <= LAYOUT_6_1;
   size_t alignment = layout == LAYOUT_7_2 ? 4 : 8;
   uint64_t base = IMAGE_BASE;
   memset(image, 0, sizeof(*image));
@@ -124,7 +128,7 @@ void image_build(struct kallsyms_image *image, enum kallsyms_layout layout,
   }
   put_u32(image, (uint32_t)count);
   pad(image, alignment);
-  put_names(image, alignment);
+  put_names(image, alignment, layout == LAYOUT_4_18 ? 8 : 4);
   if (layout == LAYOUT_6_1)
     for (size_t i = 0; i < 3 * count; i++)
       image->bytes[image->length++] = (uint8_t)(i * 73);

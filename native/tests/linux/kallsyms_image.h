@@ -7,12 +7,14 @@
 
 /* The orders of the tables, by the first kernel that had them. */
 enum kallsyms_layout {
+  LAYOUT_4_18, /* as 5.10, with markers of 8 bytes */
   LAYOUT_5_10, /* offsets and relative_base first */
   LAYOUT_6_1,  /* the same, with 3 bytes per symbol behind the markers */
   LAYOUT_6_12, /* offsets and relative_base last */
+  LAYOUT_6_16, /* the same, with offsets from the base: no per-CPU ones */
   LAYOUT_7_2,  /* place-relative offsets last, 4-byte alignment */
 };
-#define LAYOUTS 4
+#define LAYOUTS 6
 
 #define IMAGE_SIZE (96u << 10)
 #define IMAGE_BASE UINT64_C(0xffffffff9a600000)

@@ -254,6 +254,23 @@ TEST(btf, types_without_end) {
               KVMGDB_ERR_NOT_FOUND);
 }
 
+/* Of a newer kernel: what stands before it is there, and no module's types. */
+TEST(btf, unknown_kind) {
+  enum { KVMGDB_BTF_UNKNOWN = 27 };
+  const uint32_t body[] = {S_TASK, INFO(STRUCT, 0),  8, 0, INFO(UNKNOWN, 3), 1,
+                           S_A,    INFO(TYPEDEF, 0), 1};
+  BTF *btf = NULL, *split = NULL;
+  struct table table = make(body, sizeof(body), strings, sizeof(strings));
+  uint32_t id;
+  CHECK_EQUAL(create(&table, NULL, &btf), KVMGDB_OK);
+  CHECK_EQUAL(kvmgdb_btf_unknown_kind(btf), KVMGDB_BTF_UNKNOWN);
+  CHECK_EQUAL(kvmgdb_btf_end(btf), 2);
+  CHECK_EQUAL(kvmgdb_btf_find(btf, "task", 1u << KVMGDB_BTF_STRUCT, &id, NULL),
+              KVMGDB_OK);
+  CHECK_EQUAL(create(&table, btf, &split), KVMGDB_ERR_INVALID);
+  CHECK_EQUAL(kvmgdb_btf_unknown_kind(NULL), 0);
+}
+
 TEST(btf, split) {
   const char more[] = "\0module_struct";
   uint32_t base_strings = sizeof(strings);

@@ -43,7 +43,8 @@ static void check_symbols(const struct kvmgdb_symbols *symbols,
 TEST(kallsyms, every_layout) {
   static const int encodings[LAYOUTS] = {
       KVMGDB_KALLSYMS_ABSOLUTE_PERCPU, KVMGDB_KALLSYMS_ABSOLUTE_PERCPU,
-      KVMGDB_KALLSYMS_ABSOLUTE_PERCPU, KVMGDB_KALLSYMS_PLACE_RELATIVE};
+      KVMGDB_KALLSYMS_ABSOLUTE_PERCPU, KVMGDB_KALLSYMS_ABSOLUTE_PERCPU,
+      KVMGDB_KALLSYMS_BASE_RELATIVE,   KVMGDB_KALLSYMS_PLACE_RELATIVE};
   /* Counts that are and are not multiples of a marker's and an alignment's. */
   static const size_t counts[] = {768, 1001, 1024, 1025, 1299};
   static struct kallsyms_image image;
