@@ -5,16 +5,19 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kvmgdb.errors import GuestDataError, NotFoundError
+from kvmgdb.linux.elf_dynamic import read_exported
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little-endian
-_PT_LOAD = 1
+_PT_LOAD, _PT_DYNAMIC = 1, 2
+_PF_X = 1
 _SHT_SYMTAB, _SHT_DYNSYM = 2, 11
 _SHN_UNDEF, _SHN_LORESERVE = 0, 0xFF00
 _SHF_EXECINSTR = 4
@@ -25,6 +28,7 @@ _MAX_SECTIONS = 4096
 _MAX_SYMBOLS = 1 << 20
 _MAX_STRINGS = 32 << 20
 _MAX_NAME = 2048
+_MAX_DYNAMIC = 64 << 10
 _LAST = (1 << 64) - 1
 
 Read = Callable[[int, int], bytes]
@@ -41,6 +45,8 @@ class Function:
 
 @dataclass(frozen=True)
 class _Segment:
+    kind: int
+    flags: int
     offset: int
     address: int
     size: int
@@ -51,7 +57,7 @@ class ElfProgram:
     for those that cannot be had. Raises GuestDataError for what is no ELF file.
 
     ``complete`` is whether its full symbol table was there, not only what it
-    exports.
+    exports. Where its section headers were not, that is found by PT_DYNAMIC.
     """
 
     def __init__(self, read: Read) -> None:
@@ -60,13 +66,15 @@ class ElfProgram:
         if not header[0].startswith(_MAGIC):
             raise GuestDataError("the file is no 64-bit ELF file")
         self._segments = self._read_segments(header[5], header[9], header[10])
+        self._loaded = [segment for segment in self._segments if segment.kind == _PT_LOAD]
         self.complete = False
         self._functions: list[Function] = []
         self._starts: list[int] = []
-        try:
+        with suppress(NotFoundError):  # what is not in memory cannot be known
             self._read_symbols(header[6], header[11], header[12])
-        except NotFoundError:
-            self.complete = False  # what is not in memory cannot be known
+        if not self._functions:
+            with suppress(NotFoundError, GuestDataError):
+                self._read_exported()
 
     def __len__(self) -> int:
         return len(self._functions)
@@ -74,7 +82,7 @@ class ElfProgram:
     def address_of(self, offset: int) -> int:
         """The address that the file itself gives to a byte of it. Raises
         NotFoundError where it is in no segment."""
-        for segment in self._segments:
+        for segment in self._loaded:
             if segment.offset <= offset < segment.offset + segment.size:
                 return segment.address + (offset - segment.offset)
         raise NotFoundError(f"offset {offset:#x} of the file is in none of its segments")
@@ -98,9 +106,8 @@ class ElfProgram:
             raise GuestDataError("the file's program headers are damaged")
         table = self._read(offset, size * count)
         return [
-            _Segment(entry[2], entry[3], entry[5])
-            for entry in _SEGMENT.iter_unpack(table)
-            if entry[0] == _PT_LOAD
+            _Segment(kind, flags, offset, address, size)
+            for kind, flags, offset, address, _, size, _, _ in _SEGMENT.iter_unpack(table)
         ]
 
     def _read_symbols(self, offset: int, size: int, count: int) -> None:
@@ -126,20 +133,50 @@ class ElfProgram:
             raise GuestDataError("the file's symbol table is too large")
         symbols = self._read(table[4], table[5] - table[5] % _SYMBOL.size)
         strings = self._read(strings_at, strings_size)
+        executable = {
+            number for number, section in enumerate(sections) if section[2] & _SHF_EXECINSTR
+        }
+        self._add_symbols(symbols, strings, lambda section, _: section in executable)
+
+    def _read_exported(self) -> None:
+        """By the segments alone."""
+        dynamic = next((each for each in self._segments if each.kind == _PT_DYNAMIC), None)
+        if dynamic is None or dynamic.size > _MAX_DYNAMIC:
+            return
+        content = self._read(dynamic.offset, dynamic.size)
+        code = [
+            range(segment.address, segment.address + segment.size)
+            for segment in self._loaded
+            if segment.flags & _PF_X
+        ]
+        self._add_symbols(
+            *read_exported(content, self._read_at),
+            lambda _, value: any(value in part for part in code),
+        )
+
+    def _read_at(self, address: int, length: int) -> bytes:
+        for segment in self._loaded:
+            start = address - segment.address
+            if start >= 0 and start + length <= segment.size:
+                return self._read(segment.offset + start, length)
+        raise NotFoundError(f"address {address:#x} of the file is in none of its segments")
+
+    def _add_symbols(
+        self, symbols: bytes, strings: bytes, is_code: Callable[[int, int], bool]
+    ) -> None:
+        """``is_code`` says of a symbol's section number and value whether it is in code."""
         found: dict[int, tuple[int, int]] = {}
         for name, info, _, section, value, size in _SYMBOL.iter_unpack(symbols):
             kind = info & 0xF
-            if not name or not _SHN_UNDEF < section < _SHN_LORESERVE or section >= len(sections):
+            if not name or not _SHN_UNDEF < section < _SHN_LORESERVE:
                 continue
-            executable = sections[section][2] & _SHF_EXECINSTR
-            typed = kind in (_STT_FUNC, _STT_GNU_IFUNC)
-            if not executable or not (typed or kind == _STT_NOTYPE):
+            if kind not in (_STT_FUNC, _STT_GNU_IFUNC, _STT_NOTYPE) or not is_code(section, value):
                 continue
             # Of several names at one place the one with a size says more.
             if value not in found or size > found[value][1]:
                 found[value] = (name, size)
         ordered = sorted(found)
-        for value, following in zip(ordered, [*ordered[1:], _LAST], strict=True):
+        for value, following in zip(ordered, [*ordered[1:], _LAST], strict=False):
             name, size = found[value]
             end = min(value + size, following) if size else min(following, value + (1 << 20))
             if end > value:
