@@ -36,6 +36,8 @@ static inline block block_same(block a, block b) {
 
 static inline block block_or(block a, block b) { return _mm_or_si128(a, b); }
 
+static inline block block_and(block a, block b) { return _mm_and_si128(a, b); }
+
 static inline unsigned block_mask(block bytes) {
   return (unsigned)_mm_movemask_epi8(bytes);
 }
@@ -82,6 +84,8 @@ static inline block block_equal(block bytes, char value) {
 static inline block block_same(block a, block b) { return (block)(a == b); }
 
 static inline block block_or(block a, block b) { return a | b; }
+
+static inline block block_and(block a, block b) { return a & b; }
 
 static inline unsigned block_mask(block bytes) {
   unsigned mask = 0;

@@ -113,29 +113,41 @@ static size_t count_run(const uint8_t *data, const uint8_t *end, uint8_t byte) {
 }
 
 /*
- * How many bytes at the start of a block are surely before a run that is worth
- * writing: RSP_RUN_MIN more of the same byte. Reads BLOCK + 1 bytes.
+ * Where in a block the bytes are that RSP_RUN_MIN more of the same follow: a
+ * run that is worth writing. Reads BLOCK + RSP_RUN_MIN bytes.
  */
-static size_t before_run(const uint8_t *data) {
-  unsigned same =
-      block_mask(block_same(block_load(data), block_load(data + 1)));
-  unsigned runs = same & same >> 1 & same >> 2;
-  return runs ? (size_t)__builtin_ctz(runs) : BLOCK + 1 - RSP_RUN_MIN;
+static unsigned run_mask(const uint8_t *data) {
+  block bytes = block_load(data);
+  block same = block_same(bytes, block_load(data + 1));
+  for (size_t i = 2; i <= RSP_RUN_MIN; i++)
+    same = block_and(same, block_same(bytes, block_load(data + i)));
+  return block_mask(same);
 }
 
-/* Never writes more than it reads. */
-static uint8_t *compress(const uint8_t *data, size_t length, uint8_t *out) {
+/*
+ * Never writes more than it reads, or, where it escapes, twice that. Stores
+ * whole blocks: what lies behind the end of its output is overwritten later.
+ */
+static uint8_t *compress(const uint8_t *data, size_t length, bool escapes,
+                         uint8_t *out) {
   const uint8_t *end = data + length;
   while (data < end) {
-    if ((size_t)(end - data) > BLOCK + RSP_RUN_MIN) {
-      size_t plain = before_run(data);
-      block_store(out, block_load(data));
+    if ((size_t)(end - data) >= BLOCK + RSP_RUN_MIN) {
+      block bytes = block_load(data);
+      unsigned stops = run_mask(data) | (escapes ? special_mask(bytes) : 0);
+      size_t plain = stops ? (size_t)__builtin_ctz(stops) : BLOCK;
+      block_store(out, bytes);
       data += plain;
       out += plain;
-      if (plain == BLOCK + 1 - RSP_RUN_MIN)
+      if (!stops)
         continue;
     }
     uint8_t byte = *data++;
+    if (escapes && is_special(byte)) {
+      *out++ = RSP_ESCAPE;
+      *out++ = byte ^ RSP_ESCAPE_BIT;
+      continue;
+    }
     *out++ = byte;
     size_t run = writable_run(count_run(data, end, byte));
     if (run) {
@@ -156,7 +168,7 @@ size_t kvmgdb_rsp_frame(const void *payload, size_t length, int binary,
   if (has_special(payload, length))
     return 0;
   if (runs)
-    return close_frame(start, compress(payload, length, end));
+    return close_frame(start, compress(payload, length, false, end));
   if (length)
     memcpy(end, payload, length);
   return close_frame(start, end + length);
@@ -184,16 +196,13 @@ static uint8_t *put_prefix(const void *prefix, size_t length, uint8_t *out) {
   return out + 1 + length;
 }
 
-typedef uint8_t *encoder(const uint8_t *data, size_t length, uint8_t *out);
-
 /* Encodes piece by piece, so that what is compressed is in the cache. */
-static uint8_t *encode_runs(encoder *encode, const uint8_t *data, size_t length,
-                            uint8_t *out) {
-  uint8_t encoded[2 * PIECE];
+static uint8_t *hex_runs(const uint8_t *data, size_t length, uint8_t *out) {
+  uint8_t digit[2 * PIECE];
   while (length) {
     size_t piece = length < PIECE ? length : PIECE;
-    const uint8_t *end = encode(data, piece, encoded);
-    out = compress(encoded, (size_t)(end - encoded), out);
+    out =
+        compress(digit, (size_t)(hex(data, piece, digit) - digit), false, out);
     data += piece;
     length -= piece;
   }
@@ -204,7 +213,7 @@ size_t kvmgdb_rsp_frame_hex(const void *prefix, size_t prefix_length,
                             const void *data, size_t length, int runs,
                             void *out) {
   uint8_t *end = put_prefix(prefix, prefix_length, out);
-  return close_frame(out, runs ? encode_runs(hex, data, length, end)
+  return close_frame(out, runs ? hex_runs(data, length, end)
                                : hex(data, length, end));
 }
 
@@ -212,6 +221,6 @@ size_t kvmgdb_rsp_frame_binary(const void *prefix, size_t prefix_length,
                                const void *data, size_t length, int runs,
                                void *out) {
   uint8_t *end = put_prefix(prefix, prefix_length, out);
-  return close_frame(out, runs ? encode_runs(escape, data, length, end)
+  return close_frame(out, runs ? compress(data, length, true, end)
                                : escape(data, length, end));
 }
