@@ -1,7 +1,7 @@
 """Runs inside GDB: measures what GDB does through the remote target that it is
 connected to, and prints ``RESULT name seconds`` lines. Times are GDB's own.
 
-Set before: ``bench_address``, ``bench_length``, ``bench_file``.
+Set before: ``bench_address``, ``bench_dense``, ``bench_length``, ``bench_file``.
 """
 
 import time
@@ -21,13 +21,14 @@ def timed(command: str) -> float:
     return time.perf_counter() - begin
 
 
-address = int(gdb.parse_and_eval("$bench_address"))
 length = int(gdb.parse_and_eval("$bench_length"))
 path = gdb.parse_and_eval("$bench_file").string()
 
 # A step of one vCPU, whatever the others would do meanwhile.
 gdb.execute("set scheduler-locking on")
-result("dump", min(timed(f"dump binary memory {path} {address} {address + length}") for _ in "12"))
+for name, variable in (("dump", "bench_address"), ("dense", "bench_dense")):
+    start = int(gdb.parse_and_eval(f"${variable}"))
+    result(name, min(timed(f"dump binary memory {path} {start} {start + length}") for _ in "12"))
 
 
 def read_registers() -> float:
