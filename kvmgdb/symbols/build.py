@@ -13,7 +13,7 @@ from kvmgdb.errors import GuestDataError, KvmgdbError
 from kvmgdb.linux.identity import read_build_id, read_vmcoreinfo
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.modules import Module
-from kvmgdb.linux.native import BtfTable, SymbolTable, UnwindTables
+from kvmgdb.linux.native import BtfTable, Kind, SymbolTable, UnwindTables
 from kvmgdb.linux.orc import add_kernel, module_tables
 from kvmgdb.symbols.areas import kernel_areas, module_areas, with_contents
 from kvmgdb.symbols.code_rules import code_rules
@@ -90,6 +90,8 @@ def read_vmlinux(kernel: Kernel, contents: bool = False) -> FileParts:
                 f"only {len(parts.types.ids)} types: behind them the kernel has one of kind {kind},"
                 " which a newer kvmgdb may know"
             )
+        elif parts.types.find(".data..percpu", Kind.DATASEC) is None:
+            parts.warnings.append("no types of per-CPU variables: the kernel has none")
     return parts
 
 

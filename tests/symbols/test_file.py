@@ -142,3 +142,32 @@ def test_without_unwind_tables(kernel: Kernel, tmp_path: Path) -> None:
     path.write_bytes(built.data)
     assert ".debug_frame" not in readelf(path, "--headers")
     assert "DW_TAG_structure_type" in readelf(path, "--debug-dump=info")
+
+
+class _WithNeither(_WithoutTypes, _WithoutUnwindTables):
+    pass
+
+
+def test_a_local_debug_package_is_not_mixed_in(
+    gdb_path: str, kernel: Kernel, vmlinux: Path, tmp_path: Path
+) -> None:
+    """By the build ID GDB would find one, and place its sections by guess. It looks for
+    one only where a file has no debug information at all."""
+    build_id = build_vmlinux(kernel).build_id or ""
+    package = tmp_path / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+    package.parent.mkdir(parents=True)
+    vmlinux.rename(package)
+    bare = tmp_path / "bare"
+    bare.write_bytes(build_vmlinux(as_other(kernel, _WithNeither)).data)
+    stripped = tmp_path / "stripped"
+    subprocess.run(["objcopy", "--strip-debug", str(bare), str(stripped)], check=True, timeout=60)
+    for path, is_mixed in ((bare, False), (stripped, True)):
+        output = gdb_batch(
+            gdb_path,
+            f"set debug-file-directory {tmp_path}",
+            f"file {path}",
+            "ptype struct list_head",
+            "print &init_task",
+        ).text
+        assert ("struct list_head *next;" in output) is is_mixed
+        assert f"{kernel.symbol('init_task'):#x}" in output
