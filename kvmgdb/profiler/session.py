@@ -189,7 +189,9 @@ class Session:
         """Learns of modules that have been loaded since, one of which may have the code
         at ``address``."""
         code = self._kernel_code
-        if code is not None and address not in code.text and code.renew(address):
+        if code is None or (address is not None and address in code.text):
+            return
+        if code.renew(address):
             self._maker.renew(code.tables, code.text)
 
     def close(self) -> SamplingCounters:
