@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvmgdb.errors import GuestDataError, KvmgdbError, UnsupportedError
-from kvmgdb.linux.identity import boot_state, identify
+from kvmgdb.linux.identity import LINKED_AT, boot_state, identify
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.locate import is_mapped
 from kvmgdb.linux.modules import Module, list_modules
@@ -218,6 +218,17 @@ class Guest:
             self.files.keep(kept)
 
     # ---- for people
+
+    def moved(self) -> str:
+        """For a user whose debugger was there before the kernel: how to have source
+        lines now. A vmlinux that it was given has not been moved to the kernel."""
+        if self.kernel is None:
+            return ""
+        offset = self.kernel.base - LINKED_AT & (1 << 64) - 1
+        return (
+            f"kvmgdb: the guest has a kernel: {self.facts['kernel']}; its symbols are read "
+            f"from memory (with source lines: symbol-file -o {offset:#x} VMLINUX)\n"
+        )
 
     def describe(self) -> list[str]:
         """Lines that say which kernel it is, or why there is none, and what of its

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvmgdb.rsp.virtual_files import ON_TARGET
+
 if TYPE_CHECKING:
     from kvmgdb.rsp.session import Session
 
@@ -60,7 +62,8 @@ class GuestView:
         self._libraries_version = guest.libraries_version
         self._session.debuggee.watch_modules()
         items = "".join(
-            f'<library name="{library.path}"><segment address="{library.base:#x}"/></library>'
+            f'<library name="{ON_TARGET}{library.path}">'
+            f'<segment address="{library.base:#x}"/></library>'
             for library in guest.libraries
         )
         self._libraries = f'<?xml version="1.0"?><library-list version="1.0">{items}</library-list>'
@@ -73,7 +76,8 @@ class GuestView:
             self._executable = executable
             # It drops what it had planted, and plants it again after reading.
             self._session.debuggee.drop_breakpoints(self._session)
-            return f"exec:{executable.encode().hex()};"
+            self._session.console(self._guest.moved())
+            return f"exec:{(ON_TARGET + executable).encode().hex()};"
         if self.follows_modules and self._libraries_version != self._guest.libraries_version:
             self._libraries_version = self._guest.libraries_version
             return "library:;"

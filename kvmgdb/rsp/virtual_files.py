@@ -18,6 +18,10 @@ from kvmgdb.errors import KvmgdbError
 from kvmgdb.symbols import SymbolFile
 
 DIRECTORY = "/kvmgdb"
+# How GDB calls the target's files. In a name that it is told it makes GDB look for
+# them nowhere else, whatever its user has set as sysroot, and also where it offers to
+# replace a file that does not fit.
+ON_TARGET = "target:"
 # Files that one client may have open at a time. GDB keeps one per object file
 # open while it reads it, and a few of those at once.
 MAX_OPEN = 64

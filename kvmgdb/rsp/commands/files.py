@@ -2,7 +2,7 @@
 
 ::
 
-    qXfer:exec-file:read:1:0,1000     -> l/kvmgdb/vmlinux-6.1.0-...
+    qXfer:exec-file:read:1:0,1000     -> ltarget:/kvmgdb/vmlinux-6.1.0-...
     vFile:setfs:1                     -> F0
     vFile:open:<path in hex>,0,0      -> F3            or F-1,<errno in hex>
     vFile:fstat:3                     -> F40;<struct stat, 64 bytes>
@@ -27,7 +27,14 @@ from kvmgdb.rsp.dispatch import (
     parse_hex,
 )
 from kvmgdb.rsp.session import Session
-from kvmgdb.rsp.virtual_files import EINVAL, ENOENT, EROFS, FileError, VirtualFile
+from kvmgdb.rsp.virtual_files import (
+    EINVAL,
+    ENOENT,
+    EROFS,
+    ON_TARGET,
+    FileError,
+    VirtualFile,
+)
 
 # GDB asks for as much as a packet holds, however little of it it needs. Pieces of
 # this size let it read a whole file about as fast as larger ones do, and a few
@@ -47,7 +54,7 @@ def executable(session: Session, arguments: bytes) -> Reply:
     path = session.guest_view.tell_executable()
     if path is None:
         return Reply(b"E02")
-    return transfer(path.encode("utf-8"), window, "qXfer:exec-file:read:")
+    return transfer((ON_TARGET + path).encode("utf-8"), window, "qXfer:exec-file:read:")
 
 
 @packet("vFile:")
@@ -98,7 +105,9 @@ def _numbers(fields: list[bytes], count: int) -> list[int]:
 def _path(field: bytes) -> str:
     if len(field) > 2 * _MAX_PATH:
         raise FileError(ENOENT)
-    return parse_bytes(field, "vFile:").decode("utf-8", "replace")
+    path = parse_bytes(field, "vFile:").decode("utf-8", "replace")
+    # To compare build IDs, GDB puts another prefix before the one that it was given.
+    return path.removeprefix(ON_TARGET)
 
 
 def _setfs(session: Session, fields: list[bytes]) -> Reply:
