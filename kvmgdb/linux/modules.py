@@ -96,6 +96,11 @@ class Module:
         return sum(area.size for area in self.areas)
 
     @property
+    def per_cpu(self) -> int:
+        """What its per-CPU section begins with as a symbol's value; 0 for none."""
+        return self._module.member("percpu").integer() if self._module.has("percpu") else 0
+
+    @property
     def state(self) -> str:
         """ "Live", "Loading" or "Unloading"."""
         number = self._module.member("state").integer()

@@ -19,7 +19,7 @@ from kvmgdb.symbols.areas import kernel_areas, module_areas, with_contents
 from kvmgdb.symbols.code_rules import code_rules
 from kvmgdb.symbols.elf import Area, build_elf
 from kvmgdb.symbols.native import CodeRule, DebugSections, PerCpu, Section, Variable
-from kvmgdb.symbols.variables import per_cpu_area, typed_variables
+from kvmgdb.symbols.variables import module_per_cpu_area, per_cpu_area, typed_variables
 
 _DEBUG = {
     ".debug_abbrev": Section.ABBREV,
@@ -106,6 +106,7 @@ def read_module(kernel: Kernel, module: Module, contents: bool = False) -> FileP
         parts.frames = module_tables(kernel, module)
     with parts.warning(_NO_TYPES):
         parts.types = module.types.table
+        parts.per_cpu = module_per_cpu_area(kernel, module)
     return parts
 
 

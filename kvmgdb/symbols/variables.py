@@ -9,9 +9,12 @@ name whose size fits between the symbol and the next one.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from kvmgdb.errors import KvmgdbError, MemoryFault, NoRamError
 from kvmgdb.linux.kernel import Kernel
+from kvmgdb.linux.modules import Module
+from kvmgdb.linux.native import Kind
 from kvmgdb.linux.stacks import symbol_size
 from kvmgdb.symbols.native import PerCpu, Variable
 
@@ -152,3 +155,18 @@ def per_cpu_area(kernel: Kernel) -> PerCpu | None:
     except KvmgdbError:
         return None
     return PerCpu(table, start, cpus)
+
+
+def module_per_cpu_area(kernel: Kernel, module: Module) -> PerCpu | None:
+    """The same for a module's own per-CPU data. None where it has none, or the types do
+    not agree with the symbols. Raises KvmgdbError."""
+    area, table = per_cpu_area(kernel), module.types.table
+    section = table.find(".data..percpu", Kind.DATASEC)
+    start = module.per_cpu
+    if area is None or section is None or section.id not in table.ids or not start:
+        return None
+    for entry in table.members(section.id):
+        name = table.type(entry.type).name
+        if start + entry.offset not in {symbol.address for symbol in module.symbols.named(name)}:
+            return None
+    return replace(area, start=start)

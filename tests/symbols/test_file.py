@@ -7,15 +7,22 @@ import subprocess
 from functools import cached_property
 from pathlib import Path
 
+import pytest
+
+from kvmgdb.demo.guest import GuestOptions
+from kvmgdb.demo.kernel import Kernel as KernelFiles
 from kvmgdb.errors import GuestDataError, NotFoundError
-from kvmgdb.linux.attach import stopped
+from kvmgdb.linux.attach import find_kernel, stopped
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.modules import list_modules
 from kvmgdb.linux.objects import Types
 from kvmgdb.machine.interface import Machine
+from kvmgdb.machine.target import parse_target
 from kvmgdb.symbols import build_module, build_vmlinux
+from tests.linux.fixtures import StartProbed
 from tests.support.gdb import gdb_batch
 from tests.support.require import requires
+from tests.support.server import KvmgdbServer
 from tests.symbols.files import readelf
 
 
@@ -89,6 +96,44 @@ def test_modules_go_with_their_kernel(
     # The module's types refer to the kernel's.
     assert f"= {kernel.types.size('spinlock')}" in output
     assert "loop_add in section .text" in output
+
+
+@pytest.mark.slow
+def test_per_cpu_data_of_a_module(
+    linux_kernel: KernelFiles,
+    start_probed: StartProbed,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("tests.linux.probed.MODULES", ("kernel/net/core/drop_monitor.ko",))
+    guest = start_probed(linux_kernel, GuestOptions(name="kvmgdb-per-cpu", memory=320))
+    files = {"vmlinux": tmp_path / "vmlinux", "module": tmp_path / "drop_monitor"}
+    machine = parse_target(str(guest.pid)).open()
+    try:
+        kernel = find_kernel(machine)
+        (module,) = list_modules(kernel)
+        files["vmlinux"].write_bytes(build_vmlinux(kernel).data)
+        files["module"].write_bytes(build_module(kernel, module).data)
+        value = next(module.symbols.named("dm_cpu_data")).address
+        places = [(value + offset) & 2**64 - 1 for offset in kernel.cpu_offsets[:2]]
+    finally:
+        machine.close()
+    with KvmgdbServer(str(guest.pid)) as server:
+        output = gdb_batch(
+            "gdb",
+            f"file {files['vmlinux']}",
+            f"add-symbol-file {files['module']}",
+            f"target remote {server.address}",
+            "ptype struct percpu_area_drop_monitor",
+            "print/x &percpu_drop_monitor[0]->dm_cpu_data",
+            "print/x &percpu_drop_monitor[1]->dm_cpu_data",
+            "print percpu_drop_monitor[1]->dm_cpu_data.send_timer.flags",
+            "print percpu[1]->runqueues.cpu",
+        ).text
+    assert "struct per_cpu_dm_data dm_cpu_data;" in output
+    for place in places:
+        assert f"= {place:#x}" in output
+    assert "$4 = 1\n" in output, output[-300:]
 
 
 class _WithoutTypes(Kernel):

@@ -111,7 +111,8 @@ struct kvmgdb_debug_variable {
 };
 
 /* `table`: address of __per_cpu_offset[], which has `cpus` elements, or 0;
- * `start`: what the first byte of the section has as its symbol's value. */
+ * `start`: what the first byte of the section has as its symbol's value, which
+ * for a module is where the kernel has put its copy of it. */
 struct kvmgdb_debug_percpu {
   uint64_t table;
   uint64_t start;

@@ -87,6 +87,7 @@ enum kvmgdb_status info_init(struct info *info, struct kvmgdb_debug *debug,
                              const struct kvmgdb_btf *btf, const char *producer,
                              const char *name, struct kvmgdb_error *error) {
   *info = (struct info){.btf = btf,
+                        .own_name = name,
                         .out = &debug->sections[KVMGDB_DEBUG_INFO],
                         .strings = &debug->sections[KVMGDB_DEBUG_STR]};
   info->units = calloc(btf->end, sizeof(*info->units));

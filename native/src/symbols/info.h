@@ -33,6 +33,7 @@ struct info {
   uint32_t home_end;
   uint32_t producer; /* offsets into the strings */
   uint32_t name;
+  const char *own_name;
   uint32_t damaged;
   bool static_calls_follow_abi;
   bool signs_are_told; /* enumerations say whether they are signed (6.0) */

@@ -4,12 +4,16 @@
  *   struct percpu_area *percpu[nr_cpu_ids]
  *
  * which lies over __per_cpu_offset[]: the area has each variable of the section
- * at the value of its symbol, as this_cpu_ptr() counts.
+ * at the value of its symbol, as this_cpu_ptr() counts. For a module it is
+ * percpu_NAME, a struct percpu_area_NAME.
  */
 #include "variables.h"
 
+#include <stdio.h>
+
 #define PERCPU_SECTION ".data..percpu"
 #define POINTER_SIZE 8
+#define MAX_OWN_NAME 128
 
 static void put_location(struct info *info, uint64_t address) {
   put_uleb(info->out, 9);
@@ -117,11 +121,21 @@ static void put_percpu_variables(struct info *info, uint32_t section,
     }
 }
 
+/* `text`, in a module's file with the module's name: the kernel's has the
+ * other. */
+static uint32_t add_own_name(struct info *info, const char *text) {
+  char name[MAX_OWN_NAME];
+  if (!info->btf->base)
+    return info_add_text(info, text);
+  snprintf(name, sizeof(name), "%s_%s", text, info->own_name);
+  return info_add_text(info, name);
+}
+
 static void put_percpu_area(struct info *info, uint32_t section, uint32_t count,
                             uint64_t start, uint64_t size) {
   struct btf_raw raw;
   uint64_t value;
-  uint32_t name = info_add_text(info, "percpu_area");
+  uint32_t name = add_own_name(info, "percpu_area");
   put_uleb(info->out, ABBREV_PERCPU_AREA);
   put_uleb(info->out, size);
   put_u32(info->out, name);
@@ -144,7 +158,7 @@ static void put_percpu(struct info *info, uint32_t section,
   put_percpu_variables(info, section, count, percpu->start);
   if (!percpu->table)
     return;
-  uint32_t name = info_add_text(info, "percpu");
+  uint32_t name = add_own_name(info, "percpu");
   put_uleb(info->out, ABBREV_VARIABLE);
   put_u32(info->out, name);
   size_t to_array = put_local_reference(info);
