@@ -28,7 +28,7 @@ _MODES = {
 
 
 # Those of QEMU's that pwndbg, GEF and gdb-pt-dump use beside `info`.
-_OF_QEMU = frozenset(
+OF_QEMU = frozenset(
     ["gpa2hva", "gpa2hpa", "gva2gpa", "x", "xp", "p", "print", "chardev-add", "chardev-remove"]
 )
 
@@ -52,7 +52,7 @@ def run_command(session: Session, line: str) -> str:
     if not words:
         words = ["help"]
     command = COMMANDS.get(words[0])
-    if command is None and words[0].partition("/")[0] not in _OF_QEMU:
+    if command is None and words[0].partition("/")[0] not in OF_QEMU:
         # Scripts know QEMU's words for it.
         return (
             f"kvmgdb: unknown command: {words[0]!r}; `monitor help` lists them, "
