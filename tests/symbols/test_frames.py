@@ -104,6 +104,7 @@ def check_random_stops(guest: BusyGuest, gdb: GdbSession, stops: int, seed: int)
 
 @requires("qemu", "cc")
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_chain_comes_to_its_end(busy: BusyGuest, gdb: GdbSession) -> None:
     busy.connect(gdb)
     check_random_stops(busy, gdb, STOPS, seed=5)
