@@ -32,4 +32,5 @@ def find_kernel(machine: Machine) -> Kernel:
         raise UnsupportedError("guest-physical memory cannot be reached through this target")
     if not pagings:
         raise NoKernelError("the control registers of the guest's vCPUs are not known")
-    return Kernel.find(memory, pagings)
+    # All of physical memory is searched only where that takes seconds, not hours.
+    return Kernel.find(memory, pagings, search=not memory.asks_for_each_read)

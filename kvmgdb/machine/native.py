@@ -350,6 +350,11 @@ class Memory:
         )
         self._handles.append(handle)
 
+    @property
+    def asks_for_each_read(self) -> bool:
+        """Whether some of it is read by asking somebody, a piece at a time: slowly."""
+        return bool(self._handles)
+
     def clear(self) -> None:
         """Removes all regions."""
         lib.kvmgdb_memory_clear(self._native)

@@ -30,8 +30,9 @@ from kvmgdb.machine.interface import Action, Machine
 from kvmgdb.machine.native import Memory, Paging
 from kvmgdb.machine.target import parse_target
 from tests.support.polling import wait_for
-from tests.support.qemu import TCG, Qemu
+from tests.support.qemu import TCG, Qemu, free_port
 from tests.support.require import requires_qemu
+from tests.support.server import kvmgdb
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG_MODE = {"cr0": 0x80000001, "cr4": 0x20, "efer": 0xD00}
@@ -64,6 +65,15 @@ def test_firmware(firmware: Qemu) -> None:
     )
     assert json.loads(result.stdout)["kernel"] is None
     assert firmware.qmp("query-status")["status"] == "prelaunch"
+
+
+def test_a_stub_is_not_asked_for_all_of_physical_memory() -> None:
+    """It would take hours: each read is a packet, and the size of RAM is not known."""
+    port = free_port()
+    with Qemu("-accel", "tcg", "-m", "64M", "-S", "-gdb", f"tcp:127.0.0.1:{port}"):
+        result = kvmgdb("info", f"rsp:127.0.0.1:{port}", "--json", seconds=60)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["kernel"] is None
 
 
 @pytest.mark.slow
