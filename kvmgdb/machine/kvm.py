@@ -38,16 +38,16 @@ from kvmgdb.machine.interface import (
 )
 from kvmgdb.machine.kvm_breakpoints import KvmBreakpoints, KvmStepping, SoftwareBreakpoints
 from kvmgdb.machine.kvm_sampling import KvmSampling
-from kvmgdb.machine.kvm_state import RUNNING, STOPPED_BY_SIGNAL, observe
+from kvmgdb.machine.kvm_state import RUNNING, STOPPED_BY_SIGNAL, exit_reasons, observe
 from kvmgdb.machine.native import Memory, Paging
 from kvmgdb.machine.processes import vcpu_ids
 from kvmgdb.machine.registers import BASIC_GROUPS, BY_NAME, Group, RegisterFile
 
 _PE = 1  # CR0.PE: protected mode
-_EXIT_REASON = 8  # offset in struct kvm_run (include/uapi/linux/kvm.h)
 _MAX_READ = 64 << 20
 # How old what is known of the VMM's memory slots and vCPUs may be at a stop.
 _LOOK_SECONDS = 0.1
+_DEBUGGER_SECONDS = 1.0  # the same of other debuggers
 _ASK_SECONDS = 2.0  # the same where the VMM has to be asked
 
 _REASONS = {
@@ -237,6 +237,10 @@ class KvmMachine(Machine):
         # can be asked.
         self.layout: Callable[[], list[AgentRegion]] | None = None
         self.told_state: Callable[[], str] | None = None
+        # Says who sets breakpoints beside us; what it said last.
+        self.other_debugger: Callable[[], str] | None = None
+        self.conflict = ""
+        self._asked_debuggers = self._looked
         self.holds_in_kvm = False  # the VMM may hold its vCPUs inside KVM_RUN
         self._kvm_run: dict[int, int] = {}  # vCPU's number: HVA
         self.software = SoftwareBreakpoints(self)
@@ -327,7 +331,18 @@ class KvmMachine(Machine):
             return ""
         self._looked = time.monotonic()
         self._look_at_regions()
-        return self._look_at_vcpus()
+        return self._look_at_debuggers() or self._look_at_vcpus()
+
+    def _look_at_debuggers(self) -> str:
+        before, now = self.conflict, time.monotonic()
+        if self.other_debugger is not None and now - self._asked_debuggers > _DEBUGGER_SECONDS:
+            self._asked_debuggers = now
+            with contextlib.suppress(KvmgdbError):
+                self.conflict = self.other_debugger()
+        if not self.conflict or self.conflict == before:
+            return ""
+        self.note(self.conflict)
+        return self.conflict
 
     def _look_at_vcpus(self) -> str:
         """Holds what the VMM has plugged in, behind the vCPUs that are known: debuggers
@@ -557,7 +572,11 @@ class KvmMachine(Machine):
     def _state(self) -> str:
         """What the guest does that we do not hold."""
         shown = [self.agent.shared.vcpu[vcpu.index] for vcpu in self.vcpus]
-        state = observe(self.agent.pid, [int(vcpu.tid) for vcpu in shown], self._exit_reasons)
+        state = observe(
+            self.agent.pid,
+            [int(vcpu.tid) for vcpu in shown],
+            lambda: exit_reasons(self.agent.memory_fd, self._kvm_run.values()),
+        )
         if self.told_state is None or state == STOPPED_BY_SIGNAL:
             return state
         if state == RUNNING and not self.holds_in_kvm:
@@ -566,16 +585,6 @@ class KvmMachine(Machine):
             return self.told_state()
         except KvmgdbError:
             return state
-
-    def _exit_reasons(self) -> list[int]:
-        """Why each vCPU left KVM_RUN last (KVM_EXIT_*), as its kvm_run page says."""
-        reasons = []
-        for place in self._kvm_run.values():
-            if place:
-                with contextlib.suppress(OSError):
-                    data = os.pread(self.agent.memory_fd, 4, place + _EXIT_REASON)
-                    reasons.append(int.from_bytes(data, "little"))
-        return reasons
 
     def info(self) -> MachineInfo:
         return MachineInfo(

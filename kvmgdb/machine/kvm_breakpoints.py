@@ -110,6 +110,8 @@ class KvmBreakpoints(BreakpointAbility):
 
     def insert(self, kind: BreakpointKind, address: int, length: int) -> None:
         self._machine.require_stopped()
+        if self._machine.conflict:
+            raise BreakpointError(self._machine.conflict, "let it detach first")
         if kind is BreakpointKind.SOFTWARE:
             self._machine.software.insert(address)
         else:

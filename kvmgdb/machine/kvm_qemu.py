@@ -12,11 +12,19 @@ import time
 from contextlib import closing
 
 from kvmgdb.errors import MachineError, TargetTimeoutError
+from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.agent import AgentRegion
+from kvmgdb.machine.holders import client_of
 from kvmgdb.machine.interface import ResetAbility
 from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.qemu_memory import ask_hva, parse_flat_view
-from kvmgdb.machine.qemu_process import QemuProcess, connect_qmp
+from kvmgdb.machine.qemu_process import (
+    QemuProcess,
+    busy_stub_address,
+    connect_qmp,
+    has_client_of_later_socket,
+    parse_chardev_address,
+)
 from kvmgdb.machine.qmp import Qmp
 
 _RESET_SECONDS = 10.0
@@ -46,6 +54,30 @@ def qemu_state(process: QemuProcess) -> str:
         return "running"
     reason = str(status.get("status"))
     return "paused (by QEMU)" if reason == "paused" else f"paused (by QEMU: {reason})"
+
+
+def other_debugger(process: QemuProcess) -> str:
+    """Says that a debugger is connected to QEMU's own GDB stub, also to one that its
+    human monitor has opened; else an empty string. Both would set what KVM stops the
+    vCPUs for, and undo each other's. Raises where the process cannot be looked at."""
+    stub = busy_stub_address(process)
+    if stub is None and has_client_of_later_socket(process):
+        with closing(connect_qmp(process)) as qmp:
+            stub = _busy_stub(qmp.execute("query-chardev"), process.pid)
+    if stub is None:
+        return ""
+    whose = f"the GDB stub of QEMU with PID {process.pid}"
+    return f"a debugger is connected to {whose}{client_of(stub, process.pid)}"
+
+
+def _busy_stub(chardevs: object, pid: int) -> SocketAddress | None:
+    """QEMU names the character device of its stub "gdb" (gdbstub/system.c)."""
+    for chardev in chardevs if isinstance(chardevs, list) else []:
+        if isinstance(chardev, dict) and chardev.get("label") == "gdb":
+            name = str(chardev.get("filename"))
+            if not name.startswith("disconnected:"):
+                return parse_chardev_address(name, pid)
+    return None
 
 
 class QemuKvmReset(ResetAbility):

@@ -7,9 +7,11 @@ counters of context switches tell whether it has slept between two looks.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -21,6 +23,7 @@ STOPPED_BY_SIGNAL = "stopped (its VMM, by a signal)"
 _IOCTL = 16  # arch/x86/entry/syscalls/syscall_64.tbl
 _KVM_RUN = 0xAE80
 _KVM_EXIT_HLT = 5
+_EXIT_REASON = 8  # offset in struct kvm_run (include/uapi/linux/kvm.h)
 # As long as this a thread sleeps that is not only on its way.
 _STILL_SECONDS = 0.1
 _LOOK_SECONDS = 0.01
@@ -72,6 +75,18 @@ def observe(pid: int, tids: Sequence[int], exit_reasons: Callable[[], Sequence[i
         before = look
         time.sleep(_LOOK_SECONDS)
     return RUNNING
+
+
+def exit_reasons(memory_fd: int, places: Iterable[int]) -> list[int]:
+    """Why vCPUs left KVM_RUN last (KVM_EXIT_*), as their kvm_run pages at ``places``
+    (HVA; 0: not known) of the VMM's memory say."""
+    reasons = []
+    for place in places:
+        if place:
+            with contextlib.suppress(OSError):
+                data = os.pread(memory_fd, 4, place + _EXIT_REASON)
+                reasons.append(int.from_bytes(data, "little"))
+    return reasons
 
 
 def _look(pid: int, tids: Sequence[int]) -> _Look | None:

@@ -284,6 +284,29 @@ def busy_stub_address(process: QemuProcess) -> SocketAddress | None:
     return address if busy else None
 
 
+def has_client_of_later_socket(process: QemuProcess) -> bool:
+    """Whether somebody is connected to a socket that no option of the command line
+    names: QEMU's human monitor has opened it (``gdbserver``, ``chardev-add``)."""
+    line = "\0".join(process.arguments)
+    listening = [
+        address
+        for address in listening_sockets(process.pid).values()
+        if not _is_named(address, line)
+    ]
+    if not listening:
+        return False
+    connections = listening_sockets(process.pid, connected=True).values()
+    return any(
+        (own.path, own.port) == (address.path, address.port)
+        for own in connections
+        for address in listening
+    )
+
+
+def _is_named(address: SocketAddress, line: str) -> bool:
+    return (Path(address.path).name if address.path else str(address.port)) in line
+
+
 def parse_chardev_address(text: str, pid: int | None = None) -> SocketAddress | None:
     """``tcp:HOST:PORT,...`` or ``unix:PATH,...`` as QEMU writes a socket, also
     with ``disconnected:`` before it; None for anything else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,17 +13,17 @@ from kvmgdb.errors import (
     AccessDeniedError,
     TargetBusyError,
     TargetNotFoundError,
+    TargetTimeoutError,
     UsageError,
 )
 from kvmgdb.machine.address import SocketAddress
-from kvmgdb.machine.holders import client_of
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.kvm import KvmMachine
-from kvmgdb.machine.kvm_qemu import QemuKvmReset, qemu_regions, qemu_state
+from kvmgdb.machine.kvm_qemu import QemuKvmReset, other_debugger, qemu_regions, qemu_state
 from kvmgdb.machine.own_vmm import own_state, vmm_path
 from kvmgdb.machine.processes import VmProcess, find_vm, read_vm_process, vm_processes
 from kvmgdb.machine.qemu import QemuMachine, QemuMonitorOnDemand
-from kvmgdb.machine.qemu_process import QemuProcess, busy_stub_address, gdb_stub_address
+from kvmgdb.machine.qemu_process import QemuProcess, gdb_stub_address
 from kvmgdb.machine.stub import StubMachine
 
 
@@ -90,20 +91,17 @@ def _process_target(found: VmProcess, find: Callable[[], VmProcess]) -> Target:
 
 def _open_process(process: VmProcess) -> Machine:
     if process.uses_kvm:
-        stub = None if process.qemu is None else busy_stub_address(process.qemu)
-        if stub is not None:
-            # Both would set what KVM stops the vCPUs for, and undo each other's.
-            raise TargetBusyError(
-                f"a debugger is connected to the GDB stub of QEMU with PID {process.pid}"
-                f"{client_of(stub, process.pid)}",
-                "let it detach first",
-            )
+        if process.qemu is not None:
+            with suppress(TargetNotFoundError, TargetTimeoutError):
+                if conflict := other_debugger(process.qemu):
+                    raise TargetBusyError(conflict, "let it detach first")
         monitor = None if process.qemu is None else QemuMonitorOnDemand(process.qemu)
         machine = KvmMachine.open(process.pid, process.name, monitor=monitor)
         if process.qemu is not None:
             machine.resetting = QemuKvmReset(machine, process.qemu)
             machine.layout = partial(qemu_regions, process.qemu)
             machine.told_state = partial(qemu_state, process.qemu)
+            machine.other_debugger = partial(other_debugger, process.qemu)
         elif process.vmm == vmm_path().name:
             machine.told_state, machine.holds_in_kvm = partial(own_state, process.pid), True
         return machine

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmgdb.errors import TargetBusyError
+from kvmgdb.errors import BreakpointError, NoRamError, TargetBusyError
 from kvmgdb.machine.agent import agent_path
 from kvmgdb.machine.interface import (
     Action,
@@ -24,7 +25,12 @@ from kvmgdb.machine.interface import (
 )
 from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.kvm_qemu import qemu_regions
-from kvmgdb.machine.qemu_process import busy_stub_address, read_qemu_process
+from kvmgdb.machine.qemu_process import (
+    QemuProcess,
+    busy_stub_address,
+    has_client_of_later_socket,
+    read_qemu_process,
+)
 from kvmgdb.machine.registers import Group
 from kvmgdb.machine.target import parse_target
 from tests.agent.vm import NOBODY
@@ -215,6 +221,86 @@ def test_a_debugger_in_the_stub_of_qemu(gdb: GdbSession, tmp_path: Path) -> None
         gdb.close()
         wait_for("GDB has left", lambda: not _has_debugger(pid), 20.0)
         target.open().close()
+
+
+def test_a_stub_that_qemu_opens_later(
+    machine: KvmMachine, monitor: Path, gdb: GdbSession, tmp_path: Path
+) -> None:
+    """By its human monitor, before we come and while we are there."""
+    pid, stub = machine.agent.pid, tmp_path / "later"
+    line = f"gdbserver unix:{stub},server=on,wait=off"
+    machine.close()
+    ours = parse_target(str(pid)).open()
+    assert isinstance(ours, KvmMachine)
+    assert ours.breakpoints is not None
+    leaf = image("chain").symbols["chain_leaf"]
+    try:
+        qmp(monitor, "human-monitor-command", **{"command-line": line})
+        gdb.connect(str(stub))
+        told: list[str] = []
+
+        def seen() -> bool:
+            told.append(ours.stop().detail)
+            if not told[-1]:
+                _resume(ours)
+            return bool(told[-1])
+
+        wait_for("the debugger is seen at a stop", seen, 20.0)
+        assert "a debugger is connected to the GDB stub of QEMU" in told[-1]
+        with pytest.raises(BreakpointError, match="a debugger is connected"):
+            ours.breakpoints.insert(BreakpointKind.SOFTWARE, leaf, 1)
+        ours.close()
+        with pytest.raises(TargetBusyError, match="a debugger is connected"):
+            parse_target(str(pid)).open()
+        gdb.cli("detach")
+        gdb.close()
+        wait_for("GDB has left", lambda: not has_client_of_later_socket(_qemu(pid)), 20.0)
+        parse_target(str(pid)).open().close()
+    finally:
+        ours.close()
+
+
+def _qemu(pid: int) -> QemuProcess:
+    qemu = read_qemu_process(pid)
+    assert qemu is not None
+    return qemu
+
+
+def test_memory_that_is_unplugged(tmp_path: Path) -> None:
+    """We hold its file; what it held is not shown once the module is gone."""
+    eject = tmp_path / "qtest"
+    arguments = [
+        *("-m", "64M,slots=2,maxmem=1G", "-qmp", f"unix:{tmp_path}/2,server=on,wait=off"),
+        *("-qtest", f"unix:{eject},server=on,wait=off", "-qtest-log", "none"),
+        *("-object", "memory-backend-memfd,id=more,size=128M,share=on"),
+        *("-device", "pc-dimm,id=dimm,memdev=more"),
+    ]
+    with (
+        qemu_guest("kvmgdb-unplugged", "chain", arguments) as pid,
+        closing(KvmMachine.open(pid)) as held,
+        socket.socket(socket.AF_UNIX) as ports,
+    ):
+        held.stop()
+        held.write_physical(_PLUGGED + 4096, b"plugged!")
+        assert held.memory.read(_PLUGGED + 4096, 8) == b"plugged!"
+        ports.connect(str(eject))
+        # docs/specs/acpi_mem_hotplug: what a guest does that lets a module go.
+        for line in (b"outl 0xa00 0\n", b"outb 0xa14 0x8\n"):
+            ports.sendall(line)
+            assert ports.recv(64) == b"OK\n"
+
+        def gone() -> bool:
+            try:
+                held.memory.read(_PLUGGED + 4096, 8)
+            except NoRamError:
+                return True
+            return False
+
+        wait_for("the memory is gone", gone, 20.0)
+        assert not _at(held.info(), _PLUGGED)
+        qmp(tmp_path / "2", "object-del", id="more")
+        assert held.memory.read(0, 4) is not None
+        _resume(held)
 
 
 def _has_debugger(pid: int) -> bool:
