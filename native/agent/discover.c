@@ -8,6 +8,7 @@
 #include <linux/kcmp.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 /* include/linux/sched.h: threads that run kernel code only, though they are
@@ -159,8 +160,18 @@ bool discover_is_asleep(pid_t pid, pid_t tid) {
   return read_stat(pid, tid, &state, &flags) && state == 'S';
 }
 
-/* KVM's own record of which thread last ran a vCPU. */
+/* The kernel's first PID namespace has a fixed inode: PROC_PID_INIT_INO,
+ * include/linux/proc_ns.h. */
+static bool in_first_pid_namespace(void) {
+  struct stat status;
+  return !stat("/proc/self/ns/pid", &status) && status.st_ino == 0xeffffffc;
+}
+
+/* KVM's own record of which thread last ran a vCPU, by the numbers of the first
+ * PID namespace: in another they would name other machines and threads. */
 static void threads_from_debugfs(struct discovery *out) {
+  if (!in_first_pid_namespace())
+    return;
   scoped_fd root = kernel_fs_open("debugfs");
   if (root < 0)
     return;

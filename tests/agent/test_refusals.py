@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from kvmgdb.errors import (
 from kvmgdb.machine.agent import Agent, SeccompError
 from tests.agent.footprint import Footprint
 from tests.agent.vm import COMPUTE, NOBODY, STUCK, Program, Vm, wait_until
-from tests.support.require import requires
+from tests.support.require import SYSTEM_GDB, requires
 
 pytestmark = requires("kvm", "cc")
 Start = Callable[..., Vm]
@@ -79,6 +80,131 @@ def test_somebody_else_traces_it(start: Start) -> None:
         first.stop()
         first.resume()
     vm.assert_progress()
+
+
+@requires("gdb")
+def test_a_debugger_traces_it(start: Start) -> None:
+    """Named, so that a user knows what to end."""
+    vm = start(1, "eintr")
+    command = [SYSTEM_GDB, "-nx", "-q", "-p", str(vm.pid)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as gdb:
+        try:
+            traced = str(gdb.pid)
+            wait_until(lambda: vm.status(vm.pid, "TracerPid") == traced, "GDB")
+            error = refusal(vm.pid)
+            assert isinstance(error, TargetBusyError)
+            assert f"by process {gdb.pid} " in str(error)
+            assert SYSTEM_GDB in str(error)
+            assert gdb.poll() is None
+        finally:
+            assert gdb.stdin is not None
+            gdb.stdin.write(b"detach\nquit\n")
+            gdb.stdin.close()
+            gdb.wait(20)
+    vm.assert_progress()
+    with Agent(vm.pid) as agent:
+        agent.attach()
+
+
+@requires("ia32")
+def test_a_32_bit_vmm(program: Program) -> None:
+    binary = program.vmm.with_name("vmm32")
+    source = Path(__file__).parent / "guests" / "vmm32.c"
+    flags = ["-m32", "-O1", "-ffreestanding", "-fno-pie", "-nostdlib", "-static", "-no-pie"]
+    subprocess.run(["gcc", *flags, "-o", str(binary), str(source)], check=True)
+    command = ["sh", "-c", f"exec {binary} 3<>/dev/kvm"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            error = refusal(process.pid)
+            assert isinstance(error, UnsupportedError)
+            assert "32-bit" in str(error)
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
+def test_exits_while_we_attach(program: Program) -> None:
+    """At any moment of it: an error that says so, or an attachment that learns of it."""
+    said = []
+    for milliseconds in (0, 2, 5, 10, 20):
+        vm = Vm.plain(program, 2, ["eintr"])
+        try:
+            with Agent(vm.pid) as agent:
+                killer = threading.Timer(milliseconds / 1000, vm.process.kill)
+                killer.start()
+                try:
+                    agent.attach()
+                    assert select.select([agent.event_fd], [], [], 20.0)[0]
+                    assert agent.shared.gone
+                except (TargetGoneError, TargetNotFoundError, AccessDeniedError) as error:
+                    said.append(error)
+                finally:
+                    killer.join()
+        finally:
+            vm.close()
+    assert all(str(error) for error in said)
+
+
+@pytest.fixture
+def namespaced(program: Program) -> Iterator[Vm]:
+    """The plain VMM in a PID namespace of its own, as a container's."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make a PID namespace")
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
+    command += [str(program.vmm), str(program.guest), "2", "eintr"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as outer:
+        assert outer.stdout is not None
+        assert outer.stdout.readline() == b"ready\n"
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+        yield Vm(_Adopted(int(children[0])), program, 2)
+        outer.kill()
+
+
+class _Adopted(subprocess.Popen[bytes]):
+    """A process that is somebody else's child."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode = None
+        self.stdout = self.stdin = self.stderr = None
+
+    def poll(self) -> int | None:
+        return None if os.path.exists(f"/proc/{self.pid}") else 0
+
+
+def test_another_pid_namespace(namespaced: Vm) -> None:
+    _use(namespaced, Agent(namespaced.pid))
+
+
+def test_from_inside_a_pid_namespace(namespaced: Vm, program: Program, agent_program: Path) -> None:
+    """Where the kernel's own numbers of threads and machines are of no use."""
+    assert namespaced.status(namespaced.pid, "NSpid").split()[-1] == "1"
+    wrapper = program.vmm.with_name("agent-inside")
+    enter = f"nsenter --target {namespaced.pid} --pid --mount --"
+    wrapper.write_text(f'#!/bin/sh\nexec {enter} {agent_program} "$@"\n')
+    wrapper.chmod(0o755)
+    _use(namespaced, Agent(1, wrapper))
+
+
+def _use(vm: Vm, connected: Agent) -> None:
+    before = Footprint.of(vm)
+    place = vm.symbols["inner_store"]
+    with connected as agent:
+        agent.attach()
+        agent.stop()
+        agent.insert("SOFTWARE", place, gpa=place, hva=vm.hva + place)
+        agent.resume()
+        assert select.select([agent.event_fd], [], [], 20.0)[0]
+        assert agent.registers(agent.shared.focus)["rip"] == place
+        agent.remove("SOFTWARE", place, gpa=place, hva=vm.hva + place)
+        agent.detach()
+    vm.assert_progress()
+    assert Footprint.of(vm) == before
 
 
 def test_another_users_vmm(start: Start, unprivileged: Path) -> None:

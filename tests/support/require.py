@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def _kvm() -> str:
     return ""
 
 
+def _ia32() -> str:
+    """Whether 32-bit programs without a library can be made, and run."""
+    text = '__attribute__((used)) void _start(void) { __asm__("int $0x80" :: "a"(1), "b"(0)); }'
+    flags = ["-m32", "-ffreestanding", "-fno-pie", "-nostdlib", "-static", "-no-pie"]
+    with tempfile.TemporaryDirectory(prefix="kvmgdb-ia32-") as directory:
+        binary = f"{directory}/program"
+        command = ["gcc", *flags, "-x", "c", "-o", binary, "-"]
+        try:
+            subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+            subprocess.run([binary], check=True, timeout=30)
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"32-bit programs cannot be made or run: {error}"
+    return ""
+
+
 def chromium() -> str | None:
     """A Chromium that draws without a screen. Debian's program of that name is a
     script that stays between the browser and whoever wants to end it."""
@@ -77,6 +93,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "gdb": lambda: _gdb(SYSTEM_GDB, ""),
     "gdb18": lambda: _gdb(PYPI_GDB, "18."),
     "cc": lambda: _program("gcc"),
+    "ia32": _ia32,
     "elflint": lambda: _program("eu-elflint"),
     "pahole": lambda: _program("pahole"),
     "apt": lambda: _program("apt-get", "apt-cache", "dpkg-deb"),
