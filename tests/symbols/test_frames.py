@@ -41,7 +41,8 @@ class BusyGuest:
                 self.kernel = find_kernel(machine)
                 self.unwinder = Unwinder(self.kernel)
                 built = build_vmlinux(self.kernel)
-                assert built.warnings == ()
+                # 5.10 has no types of those.
+                assert set(built.warnings) <= {"no types of per-CPU variables: the kernel has none"}
             finally:
                 machine.close()
             self.path = directory / "vmlinux"
