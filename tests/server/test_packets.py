@@ -132,7 +132,7 @@ _MALFORMED = [
     *(b"qSearch:memory:0;10;", b"qSearch:memory:0", b"qXfer:features:read:target.xml"),
     *(b"qXfer:features:read:x:0,10", b"qXfer:features:read:target.xml:z,10"),
     *(b"qXfer:threads:read:x:0,1", b"qThreadExtraInfo", b"qThreadExtraInfo,99"),
-    *(b"Qqemu.sstep", b"Qqemu.sstep=", b"Qqemu.sstep=99", b"Qqemu.PhyMemMode:7"),
+    *(b"Qqemu.sstep!", b"Qqemu.sstep=", b"Qqemu.sstep=99", b"Qqemu.PhyMemMode:7"),
     *(b"D;7", b"Dzz", b"", b"\xff\xfe", b"i", b"R00", b"k1", b"}", b"A1,2,3"),
 ]
 
