@@ -7,13 +7,13 @@ while the guest runs) is kept apart from them.
 
 from __future__ import annotations
 
-import os
 import select
 import time
 from collections.abc import Sequence
 
 from kvmgdb.errors import ProtocolError, TargetGoneError, TargetTimeoutError
 from kvmgdb.machine.address import SocketAddress
+from kvmgdb.machine.awake import wakefulness
 from kvmgdb.machine.native import rsp_checksum, rsp_unescape
 
 CONNECT_TIMEOUT = 5.0
@@ -219,14 +219,14 @@ class StubClient:
     def _receive_piece(self, timeout: float) -> bytes | None:
         """Waits awake at first: to fall asleep for a reply and to be woken up takes
         longer than a stub takes to make one."""
-        awake_until = time.perf_counter() + min(timeout, _AWAKE)
+        now = time.perf_counter()
+        awake_until = now + min(timeout, _AWAKE) if wakefulness.pays else now
         while True:
             try:
                 return self._socket.recv(_RECEIVE_SIZE)
             except BlockingIOError:
-                if time.perf_counter() < awake_until:
-                    # On a busy host the stub may be waiting for this CPU.
-                    os.sched_yield()
+                if now < awake_until:
+                    now = wakefulness.look(now)
                     continue
             if timeout <= _AWAKE or not self._wait_for(select.POLLIN, timeout):
                 return None

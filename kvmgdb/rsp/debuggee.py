@@ -10,7 +10,6 @@ stepped, the one who asked.
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvmgdb.errors import BreakpointError, KvmgdbError, TargetGoneError, UnsupportedError
+from kvmgdb.machine.awake import wakefulness
 from kvmgdb.machine.interface import (
     Action,
     BreakpointKind,
@@ -300,18 +300,16 @@ class Debuggee:
     def settle(self) -> None:
         """Waits, after a vCPU was told to step, as long as a step usually takes:
         its end then needs no turn of the event loop."""
-        start = time.perf_counter()
+        now = start = time.perf_counter()
         while self._stepping and self._machine is not None and self._machine.running:
-            passed = time.perf_counter() - start
-            if passed >= _STEP_TIME:
+            left = start + _STEP_TIME - now
+            if left <= 0:
                 return
-            asleep = 0.0 if passed < _STEP_AWAKE else _STEP_TIME - passed
-            ready, _, _ = select.select(self._machine.event_fds, (), (), asleep)
+            awake = now - start < _STEP_AWAKE and wakefulness.pays
+            ready, _, _ = select.select(self._machine.event_fds, (), (), 0.0 if awake else left)
             if ready:
                 self._poll()
-            else:
-                # On a busy host what steps may be waiting for this CPU.
-                os.sched_yield()
+            now = wakefulness.look(now) if awake and not ready else time.perf_counter()
 
     def interrupt(self, debugger: Debugger) -> None:
         """Asks for a stop on behalf of a debugger that has let go. One whose stop

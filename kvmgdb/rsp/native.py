@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmgdb._native import ffi, lib
+from kvmgdb.machine.awake import wakefulness
 from kvmgdb.machine.native import ERRORS, Memory, Paging
 
 # Bytes taken from a connection at once.
@@ -19,6 +20,7 @@ class Attendant:
         self._reply = ffi.new("char[]", lib.KVMGDB_RSP_REPLY_MAX)
         self._received = ffi.new("size_t *")
         self._unsent = ffi.new("size_t *")
+        self._preempted = ffi.new("int *")
         self._error = ffi.new("struct kvmgdb_error *")
 
     def attend(
@@ -41,8 +43,11 @@ class Attendant:
             self._received,
             self._reply,
             self._unsent,
+            self._preempted,
             self._error,
         )
         if status != lib.KVMGDB_OK:
             raise ERRORS[status](self._error)
+        if self._preempted[0]:
+            wakefulness.preempted()
         return self._received[0], bytes(ffi.buffer(self._reply, self._unsent[0]))

@@ -17,6 +17,7 @@ from pathlib import Path
 import kvmgdb.rsp.commands  # noqa: F401  (registers the packet handlers)
 from kvmgdb.errors import ListenError
 from kvmgdb.machine.address import SocketAddress, short_socket_path
+from kvmgdb.machine.awake import wakefulness
 from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.native import Attendant
 from kvmgdb.rsp.session import Session
@@ -87,7 +88,7 @@ class ClientProtocol(asyncio.BufferedProtocol):
         prompt sends a handful in a row, and on an idle host to fall asleep between
         them costs more than the answers do."""
         end = time.perf_counter() + _TURN
-        while session.at_prompt and (left := end - time.perf_counter()) > 0:
+        while session.at_prompt and wakefulness.pays and (left := end - time.perf_counter()) > 0:
             view = session.memory_view() if self._all_sent else None
             nbytes, unsent = self._attendant.attend(self._descriptor, view, _AWAKE, left)
             if unsent:

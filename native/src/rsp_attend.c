@@ -3,7 +3,6 @@
  * sent ones: GDB sends a handful of them in a row and waits for each.
  */
 #include <errno.h>
-#include <sched.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -18,6 +17,8 @@
 #define MAX_REQUEST 38
 #define MIN_REQUEST 8
 #define KNOWN_PAGES 8
+/* Who finds so much time gone between two looks had no CPU meanwhile. */
+#define PREEMPTED_NS 1000000
 /* So many pages of at least 4 KiB the longest read can lie on. */
 #define MAX_PIECES (KVMGDB_RSP_READ_MAX / HOST_PAGE_SIZE + 1)
 
@@ -156,26 +157,28 @@ static bool has_callbacks(const struct kvmgdb_memory *memory) {
   return false;
 }
 
-enum kvmgdb_status kvmgdb_rsp_attend(struct kvmgdb_memory *memory,
-                                     const struct kvmgdb_paging *paging,
-                                     int socket, uint64_t awake_ns,
-                                     uint64_t turn_ns, void *buffer,
-                                     size_t capacity, size_t *received,
-                                     void *reply, size_t *unsent,
-                                     struct kvmgdb_error *error) {
-  if (!buffer || !capacity || !received || !reply || !unsent ||
+enum kvmgdb_status
+kvmgdb_rsp_attend(struct kvmgdb_memory *memory,
+                  const struct kvmgdb_paging *paging, int socket,
+                  uint64_t awake_ns, uint64_t turn_ns, void *buffer,
+                  size_t capacity, size_t *received, void *reply,
+                  size_t *unsent, int *preempted, struct kvmgdb_error *error) {
+  if (!buffer || !capacity || !received || !reply || !unsent || !preempted ||
       (memory && !paging))
     return error_set(error, KVMGDB_ERR_INVALID, 0, 0);
   struct turn turn = {.memory = memory, .paging = paging};
   bool answers = memory && !has_callbacks(memory);
   *received = *unsent = 0;
-  uint64_t start = nanoseconds(), asked = start;
-  for (uint64_t now = start; now - start < turn_ns && now - asked < awake_ns;
-       now = nanoseconds()) {
+  *preempted = 0;
+  uint64_t start = nanoseconds(), asked = start, now = start;
+  while (now - start < turn_ns && now - asked < awake_ns) {
     ssize_t result = recv(socket, buffer, capacity, MSG_DONTWAIT);
     if (result < 0 && (errno == EAGAIN || errno == EINTR)) {
-      /* Who would send it may be waiting for this CPU. */
-      sched_yield();
+      uint64_t last = now;
+      now = nanoseconds();
+      *preempted = now - last > PREEMPTED_NS;
+      if (*preempted)
+        return KVMGDB_OK;
       continue;
     }
     if (result <= 0)
@@ -191,7 +194,7 @@ enum kvmgdb_status kvmgdb_rsp_attend(struct kvmgdb_memory *memory,
     *unsent = send_reply(socket, reply, size);
     if (*unsent)
       return KVMGDB_OK;
-    asked = nanoseconds();
+    asked = now = nanoseconds();
   }
   return KVMGDB_OK;
 }

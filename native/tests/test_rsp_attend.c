@@ -44,6 +44,7 @@ static size_t hear(const struct line *line, uint8_t *data, size_t capacity) {
 struct outcome {
   size_t received;
   size_t unsent;
+  int preempted;
   uint8_t buffer[256];
   uint8_t reply[KVMGDB_RSP_REPLY_MAX];
 };
@@ -51,11 +52,11 @@ struct outcome {
 static void attend(const struct guest *guest, const struct line *line,
                    uint64_t awake, struct outcome *outcome) {
   struct kvmgdb_error error;
-  CHECK_EQUAL(kvmgdb_rsp_attend(guest ? guest->memory : NULL,
-                                guest ? &guest->paging : NULL, line->server,
-                                awake, LONG, outcome->buffer,
-                                sizeof(outcome->buffer), &outcome->received,
-                                outcome->reply, &outcome->unsent, &error),
+  CHECK_EQUAL(kvmgdb_rsp_attend(
+                  guest ? guest->memory : NULL, guest ? &guest->paging : NULL,
+                  line->server, awake, LONG, outcome->buffer,
+                  sizeof(outcome->buffer), &outcome->received, outcome->reply,
+                  &outcome->unsent, &outcome->preempted, &error),
               KVMGDB_OK);
 }
 
@@ -342,17 +343,19 @@ TEST(rsp_attend, wrong_arguments_are_refused) {
   LINE line = line_open();
   uint8_t buffer[8], reply[KVMGDB_RSP_REPLY_MAX];
   size_t received, unsent;
+  int preempted;
   struct kvmgdb_error error;
   CHECK_EQUAL(kvmgdb_rsp_attend(guest.memory, NULL, line.server, 1, 1, buffer,
                                 sizeof(buffer), &received, reply, &unsent,
-                                &error),
+                                &preempted, &error),
               KVMGDB_ERR_INVALID);
   CHECK_EQUAL(kvmgdb_rsp_attend(guest.memory, &guest.paging, line.server, 1, 1,
-                                buffer, 0, &received, reply, &unsent, &error),
+                                buffer, 0, &received, reply, &unsent,
+                                &preempted, &error),
               KVMGDB_ERR_INVALID);
   CHECK_EQUAL(kvmgdb_rsp_attend(NULL, NULL, -1, LONG, LONG, buffer,
                                 sizeof(buffer), &received, reply, &unsent,
-                                &error),
+                                &preempted, &error),
               KVMGDB_OK);
   CHECK_EQUAL(received, 0);
 }

@@ -272,16 +272,16 @@ enum { KVMGDB_RSP_READ_MAX = 4096, KVMGDB_RSP_REPLY_MAX = 8197 };
  * *received bytes of it. 0 where nothing came, or the stream has ended or
  * failed, which the caller's own next read says, too. *unsent bytes at the
  * start of `reply`, of KVMGDB_RSP_REPLY_MAX, are those of an answer that the
- * socket did not take: the caller sends them. Nothing is answered without
- * `memory`, or where a callback gives some of it.
+ * socket did not take: the caller sends them. *preempted is 1 where it gave up
+ * because something else needed its CPU. Nothing is answered without `memory`,
+ * or where a callback gives some of it.
  */
-enum kvmgdb_status kvmgdb_rsp_attend(struct kvmgdb_memory *memory,
-                                     const struct kvmgdb_paging *paging,
-                                     int socket, uint64_t awake_ns,
-                                     uint64_t turn_ns, void *buffer,
-                                     size_t capacity, size_t *received,
-                                     void *reply, size_t *unsent,
-                                     struct kvmgdb_error *error);
+enum kvmgdb_status
+kvmgdb_rsp_attend(struct kvmgdb_memory *memory,
+                  const struct kvmgdb_paging *paging, int socket,
+                  uint64_t awake_ns, uint64_t turn_ns, void *buffer,
+                  size_t capacity, size_t *received, void *reply,
+                  size_t *unsent, int *preempted, struct kvmgdb_error *error);
 
 /*
  * CRC of qCRC: polynomial 0x04c11db7, most significant bit first, no final
