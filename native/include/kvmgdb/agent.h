@@ -123,7 +123,7 @@ enum kvmgdb_agent_state {
   KVMGDB_AGENT_VCPU_STOPPED = 1, /* at the edge of KVM_RUN */
   KVMGDB_AGENT_VCPU_HALTED = 2,  /* stopped while its VMM is outside
                                     KVM_RUN (it is halted, or was paused) */
-  KVMGDB_AGENT_VCPU_GONE = 3, /* its thread has ended */
+  KVMGDB_AGENT_VCPU_GONE = 3,    /* its thread has ended */
 };
 
 enum kvmgdb_agent_reason {
