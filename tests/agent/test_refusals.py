@@ -191,6 +191,33 @@ def test_from_inside_a_pid_namespace(namespaced: Vm, program: Program, agent_pro
     _use(namespaced, Agent(1, wrapper))
 
 
+def test_a_jailed_vmm(program: Program) -> None:
+    """As Firecracker's jailer leaves one: static, in a root directory without /proc and
+    in namespaces of its own, of another user, and filters on its vCPUs' threads that
+    end the process at any system call but KVM_RUN."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make a jail")
+    jail = program.vmm.parent
+    source = Path(__file__).parent / "guests" / "vmm.c"
+    subprocess.run(
+        ["gcc", "-static", "-O1", "-pthread", "-o", str(jail / "jailed"), str(source)], check=True
+    )
+    kvm = os.open("/dev/kvm", os.O_RDWR)
+    command = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--"]
+    command += ["chroot", f"--userspec={NOBODY}:{NOBODY}", str(jail), "/jailed"]
+    command += [f"/{program.guest.name}", "2", "seccomp", f"fd={kvm}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[kvm]) as outer:
+        os.close(kvm)
+        try:
+            assert outer.stdout is not None
+            assert outer.stdout.readline() == b"ready\n"
+            children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+            vm = Vm(_Adopted(int(children[0])), program, 2)
+            _use(vm, Agent(vm.pid))
+        finally:
+            outer.kill()
+
+
 def _use(vm: Vm, connected: Agent) -> None:
     before = Footprint.of(vm)
     place = vm.symbols["inner_store"]
