@@ -76,6 +76,9 @@ class StubVcpu(Vcpu):
         client = self.machine.stopped_client()
         entry = self.machine.registers.by_name.get(name)
         if entry is None:
+            # A debugger that restores all registers wants no more than that.
+            if self.read_registers(frozenset({register.unit})).get_bytes(register) == data:
+                return
             raise UnsupportedError(f"this target cannot write the register {name}")
         value = data[: entry.size].ljust(entry.size, b"\0")
         reply = self._request(client, b"P%x=%b" % (entry.number, value.hex().encode()))

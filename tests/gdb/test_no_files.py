@@ -73,6 +73,29 @@ def test_symbols_without_a_file(gdb_path: str, modular_server: KvmgdbServer) -> 
     assert output.status == 0
 
 
+def test_a_function_of_the_guest_is_called(gdb_path: str, modular_server: KvmgdbServer) -> None:
+    """GDB restores all registers afterwards, those too that only it could not change."""
+    output = gdb_batch(
+        gdb_path,
+        f"target remote {modular_server.address}",
+        "break vfs_read",
+        "continue",
+        "delete",
+        "info registers general",
+        "print (int)int_sqrt(144)",
+        "info registers general",
+        "backtrace 1",
+    )
+    text = output.text
+    before, called, after = text.partition("$1 = 12")
+    assert called, text
+    registers = re.compile(r"^(r\w+|eflags) +(0x\w+)", re.M)
+    assert len(registers.findall(before)) > 16, text
+    assert registers.findall(before) == registers.findall(after)
+    assert re.search(r"^#0 .*vfs_read", after, re.M), text
+    assert output.status == 0
+
+
 def test_addresses_are_the_guests_own(
     gdb: GdbSession, modular_guest: ProbedGuest, modular_server: KvmgdbServer
 ) -> None:
