@@ -15,7 +15,7 @@ from kvmgdb.errors import (
     UnsupportedError,
 )
 from kvmgdb.machine.interface import BreakpointAbility, BreakpointKind, StepAbility
-from kvmgdb.machine.native import Paging
+from kvmgdb.machine.native import Paging, Translation
 
 if TYPE_CHECKING:
     from kvmgdb.machine.kvm import KvmMachine
@@ -42,7 +42,7 @@ class SoftwareBreakpoints:
         return bool(self._planted)
 
     def insert(self, gva: int) -> None:
-        gpa = self._translate(gva)
+        gpa = self._translate(gva).gpa
         hva = self._machine.hva_of(gpa)
         original = self._machine.memory.read(gpa, 1)[0]
         self._machine.agent.insert("SOFTWARE", gva, 1, gpa, hva)
@@ -56,12 +56,19 @@ class SoftwareBreakpoints:
                 return
         raise BreakpointError(f"there is no breakpoint at {gva:#x}")
 
-    def _translate(self, gva: int) -> int:
+    def is_executable(self, gva: int) -> bool:
+        """False where it is mapped and what is there cannot be executed."""
+        try:
+            return self._translate(gva).executable
+        except BreakpointError:
+            return True
+
+    def _translate(self, gva: int) -> Translation:
         """A kernel address is mapped on every vCPU, another perhaps on one."""
         failure: KvmgdbError = MemoryFault(gva)
         for vcpu in self._machine.vcpus:
             try:
-                return self._machine.translate(vcpu.index, gva).gpa
+                return self._machine.translate(vcpu.index, gva)
             except (MemoryFault, NoRamError) as error:
                 failure = error
         raise BreakpointError(f"cannot set a breakpoint at {gva:#x}: {failure}")
@@ -104,6 +111,7 @@ class KvmBreakpoints(BreakpointAbility):
     def __init__(self, machine: KvmMachine) -> None:
         self._machine = machine
         self._inserted: set[tuple[BreakpointKind, int, int]] = set()
+        self._on_data: set[int] = set()  # GVAs of software breakpoints that are none
 
     def supported(self) -> frozenset[BreakpointKind]:
         return frozenset(_KINDS)
@@ -113,7 +121,7 @@ class KvmBreakpoints(BreakpointAbility):
         if self._machine.conflict:
             raise BreakpointError(self._machine.conflict, "let it detach first")
         if kind is BreakpointKind.SOFTWARE:
-            self._machine.software.insert(address)
+            self._insert_software(address)
         else:
             watched = self._length(kind, address, length)
             try:
@@ -128,10 +136,28 @@ class KvmBreakpoints(BreakpointAbility):
     def remove(self, kind: BreakpointKind, address: int, length: int) -> None:
         self._machine.require_stopped()
         if kind is BreakpointKind.SOFTWARE:
-            self._machine.software.remove(address)
+            self._remove_software(address)
         else:
             self._machine.agent.remove(_KINDS[kind], address, self._length(kind, address, length))
             self._inserted.discard((kind, address, length))
+
+    def _insert_software(self, address: int) -> None:
+        """Where code may not be executed a planted byte never is: the fetch faults. A
+        debug register stops before (SDM volume 3, "Priority Among Concurrent Events").
+        GDB lets functions that it calls return to such a place, on the stack."""
+        if not self._machine.software.is_executable(address):
+            with contextlib.suppress(KvmgdbError):
+                self._machine.agent.insert("HARDWARE", address, 1)
+                self._on_data.add(address)
+                return
+        self._machine.software.insert(address)
+
+    def _remove_software(self, address: int) -> None:
+        if address in self._on_data:
+            self._machine.agent.remove("HARDWARE", address, 1)
+            self._on_data.discard(address)
+        else:
+            self._machine.software.remove(address)
 
     @property
     def inserted(self) -> bool:

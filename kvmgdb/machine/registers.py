@@ -60,7 +60,8 @@ SYSTEM = "org.kvmgdb.x86.system"
 
 # Model-specific registers (SDM volume 4): name -> index. Backends that can read
 # MSRs use the index; the others leave them unknown. The first has its place
-# among the segment registers.
+# among the segment registers. None that counts by itself is here: GDB writes
+# back what it has read when it calls a function of the guest.
 MSRS: dict[str, int] = {
     "k_gs_base": 0xC0000102,
     "lstar": 0xC0000082,
@@ -74,7 +75,6 @@ MSRS: dict[str, int] = {
     "apic_base": 0x1B,
     "pat": 0x277,
     "misc_enable": 0x1A0,
-    "tsc": 0x10,
 }
 
 _SELECTORS = ("cs", "ss", "ds", "es", "fs", "gs")

@@ -90,6 +90,11 @@ def build_elf(
     return _write(sections, areas, bool(note))
 
 
+def _entry(areas: Sequence[Area]) -> int:
+    """Where code begins: GDB's ``info files`` wants a section around the entry point."""
+    return next((area.addresses.start for area in areas if area.executable), 0)
+
+
 def _area_section(area: Area) -> _Section:
     flags = _SHF_ALLOC
     flags |= _SHF_EXECINSTR if area.executable else 0
@@ -169,7 +174,7 @@ def _write(sections: list[_Section], areas: Sequence[Area], has_note: bool) -> b
         _ET_EXEC,
         _EM_X86_64,
         1,
-        0,
+        _entry(areas),
         _ELF_HEADER.size,
         position + padding,
         0,

@@ -189,6 +189,15 @@ def _expect_tick(gdb: GdbSession, stop: dict[str, object], tick: int) -> int:
     return int(str(stop["thread-id"])) - 1
 
 
+def test_a_function_of_the_kernel_is_called(attached: GdbSession) -> None:
+    attached.cli("break sysvec_apic_timer_interrupt")
+    assert attached.run_to_stop("-exec-continue")["reason"] == "breakpoint-hit"
+    attached.cli("delete")
+    before = attached.cli("info registers general")
+    assert attached.integer("(int)int_sqrt(144)") == 12
+    assert attached.cli("info registers general") == before
+
+
 def _step_through(gdb: GdbSession) -> None:
     """Steps as far as the disassembly says; another vCPU may be interrupted
     meanwhile, which is a stop of its own."""
