@@ -105,7 +105,7 @@ def test_vcpus_have_their_own(client: Client) -> None:
 
 def test_a_register_that_cannot_be_written(client: Client) -> None:
     before = read(client, "tr")
-    reply = client.ask(b"P" + number("tr") + b"=00000000")
+    reply = client.ask(b"P" + number("tr") + b"=00010000")
     assert reply.startswith(b"E."), reply
     assert read(client, "tr") == before
 
