@@ -140,6 +140,11 @@ class Vcpu(ABC):
         :meth:`read_memory` returns can be read directly; None where it cannot."""
         return None
 
+    def hide_planted(self, paging: Paging, gva: int, data: bytes) -> bytes:
+        """``data``, read at ``gva`` by another ``paging`` than this vCPU's, with the
+        guest's own bytes where a breakpoint has put others."""
+        return data
+
     @property
     def state(self) -> str:
         """ "running", "halted" or "" where the backend does not know."""

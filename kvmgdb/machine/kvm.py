@@ -181,13 +181,16 @@ class KvmVcpu(Vcpu):
             return None
         return self.machine.memory, paging
 
+    def hide_planted(self, paging: Paging, gva: int, data: bytes) -> bytes:
+        return self.machine.software.mask(paging, gva, data)
+
     def read_memory(self, gva: int, length: int) -> bytes:
         paging = self._paging()
         length = min(length, _MAX_READ)
         data, error = self.machine.memory.read_virtual_partial(paging, gva, length)
         if not data and error is not None:
             raise error
-        return self.machine.software.mask(paging, gva, data)
+        return self.hide_planted(paging, gva, data)
 
     def write_memory(self, gva: int, data: bytes) -> None:
         paging = self._paging()

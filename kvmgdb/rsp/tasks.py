@@ -66,7 +66,7 @@ class SleepingTask(Vcpu):
         data, error = self._kernel.memory.read_virtual_partial(self._paging, gva, length)
         if error is not None and not data:
             raise error
-        return data
+        return self._vcpu.hide_planted(self._paging, gva, data)
 
     def write_memory(self, gva: int, data: bytes) -> None:
         if gva < _KERNEL_HALF:
@@ -74,7 +74,7 @@ class SleepingTask(Vcpu):
         self._vcpu.write_memory(gva, data)
 
     def memory_view(self) -> tuple[Memory, Paging] | None:
-        return self._kernel.memory, self._paging
+        return None if self._vcpu.memory_view() is None else (self._kernel.memory, self._paging)
 
     def paging(self) -> Paging | None:
         return self._paging

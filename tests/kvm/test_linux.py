@@ -289,3 +289,19 @@ def test_continue_and_interrupt(attached: GdbSession, linux: LinuxUnderKvm) -> N
         stop = attached.interrupt()
         assert stop["signal-name"] == "SIGINT"
         assert attached.integer(jiffies) > before
+
+
+def test_sleeping_tasks_show_nothing_that_is_planted(
+    attached: GdbSession, linux: LinuxUnderKvm, code: bytes
+) -> None:
+    tick = linux.symbol(_TICK)
+    attached.cli("monitor tasks on")
+    assert '"kthreadd pid 2"' in attached.cli("info threads")
+    assert "Thread 1.1000" in attached.cli(f"thread {_VCPUS + 1}")
+    assert _read(attached, tick, len(code)) == code
+    attached.cli("set breakpoint always-inserted on")
+    attached.cli(f"break *{tick:#x}")
+    attached.cli("maintenance flush dcache")
+    assert _read(attached, tick, len(code)) == code
+    attached.cli("delete")
+    attached.cli("monitor tasks off")
