@@ -142,6 +142,14 @@ class SymbolTable:
             lib.kvmgdb_symbols_get(self.native, index, symbol, ffi.NULL)
             yield _symbol(symbol)
 
+    def size_of(self, index: int) -> int:
+        """Bytes to the next symbol at another address; 0 for the last."""
+        address = self[index].address
+        for following in range(index + 1, len(self)):
+            if self[following].address != address:
+                return self[following].address - address
+        return 0
+
     def at(self, address: int) -> Symbol | None:
         """The last symbol at or below ``address``."""
         symbol = ffi.new("struct kvmgdb_symbol *")
@@ -396,6 +404,7 @@ class Code(IntEnum):
     SYSCALL = lib.KVMGDB_CODE_SYSCALL
     IRET = lib.KVMGDB_CODE_IRET
     COPY = lib.KVMGDB_CODE_COPY
+    CALLS_ITSELF = lib.KVMGDB_CODE_CALLS_ITSELF
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,12 +484,13 @@ class UnwindTables:
         _check(status, error)
         self.numbering = native.registers
 
-    def mark(self, code: range, what: Code, original: int = 0) -> None:
-        """Says what ``code`` (GVAs) is, of which no table has a rule."""
+    def mark(self, code: range, what: Code, detail: int = 0) -> None:
+        """Says what ``code`` (GVAs) is, of which no table has a rule; ``detail`` as
+        kvmgdb_unwinder_mark() has it."""
         error = ffi.new("struct kvmgdb_error *")
         start, stop = _address(code.start), _address(code.stop)
         _check(
-            lib.kvmgdb_unwinder_mark(self.native, start, stop, what, _address(original), error),
+            lib.kvmgdb_unwinder_mark(self.native, start, stop, what, _address(detail), error),
             error,
         )
 

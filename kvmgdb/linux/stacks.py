@@ -11,6 +11,7 @@ from kvmgdb.linux.kernel import PAGE, Kernel
 from kvmgdb.linux.locate import PTI_USER_BIT
 from kvmgdb.linux.modules import ModuleList, list_modules
 from kvmgdb.linux.native import (
+    Code,
     Frame,
     FrameSource,
     StackCopy,
@@ -21,6 +22,7 @@ from kvmgdb.linux.native import (
 )
 from kvmgdb.linux.objects import Object
 from kvmgdb.linux.orc import add_kernel, add_module
+from kvmgdb.linux.self_calls import self_calling_code
 from kvmgdb.linux.undescribed import undescribed_code
 from kvmgdb.machine.native import Paging
 from kvmgdb.machine.registers import RegisterFile
@@ -115,9 +117,11 @@ class Unwinder:
         if self.generated.damage is not None:
             self.problems.append(f"generated code: {self.generated.damage}")
         marks = [(code, what, 0) for code, what in undescribed_code(self.kernel.symbols)]
-        for code, what, original in (*marks, *undescribed_parts(self.kernel, self.generated)):
+        for code, offset in self_calling_code(self.kernel):
+            marks.append((code, Code.CALLS_ITSELF, offset))
+        for code, what, detail in (*marks, *undescribed_parts(self.kernel, self.generated)):
             try:
-                self.tables.mark(code, what, original)
+                self.tables.mark(code, what, detail)
             except (KvmgdbError, ValueError) as error:
                 self.problems.append(f"code at {code.start:#x}: {error}")
 
@@ -217,19 +221,9 @@ class Unwinder:
                 return NamedFrame(frame, piece.name, offset, piece.size, piece.owner)
             symbol = table.at(address) if table is not None else None
             if table is not None and symbol is not None:
-                size = symbol_size(table, symbol.index)
+                size = table.size_of(symbol.index)
                 return NamedFrame(frame, symbol.name, frame.ip - symbol.address, size, module)
         return NamedFrame(frame)
-
-
-def symbol_size(table: SymbolTable, index: int) -> int:
-    """Bytes to the next symbol at another address; 0 for the last."""
-    address = table[index].address
-    while index + 1 < len(table):
-        index += 1
-        if table[index].address != address:
-            return table[index].address - address
-    return 0
 
 
 def _copy_stack(address: int, read: Callable[[int], bytes]) -> StackCopy:

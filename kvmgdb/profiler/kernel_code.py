@@ -8,7 +8,7 @@ from contextlib import suppress
 from kvmgdb.errors import KvmgdbError
 from kvmgdb.linux.kernel import PAGE, Kernel
 from kvmgdb.linux.native import SymbolTable, UnwindTables
-from kvmgdb.linux.stacks import Unwinder, symbol_size
+from kvmgdb.linux.stacks import Unwinder
 from kvmgdb.profiler.recording import Frame, FrameKind
 from kvmgdb.profiler.user_code import NamedCode
 
@@ -117,7 +117,7 @@ def _in_table(table: SymbolTable, address: int, module: str, kind: FrameKind) ->
     symbol = table.at(address)
     if symbol is None:
         return None
-    size = symbol_size(table, symbol.index)
+    size = table.size_of(symbol.index)
     if not size or size > _MAX_FUNCTION:
         size = address + 1 - symbol.address
     code = range(symbol.address, symbol.address + size)

@@ -15,7 +15,6 @@ from kvmgdb.errors import KvmgdbError, MemoryFault, NoRamError
 from kvmgdb.linux.kernel import Kernel
 from kvmgdb.linux.modules import Module
 from kvmgdb.linux.native import Kind
-from kvmgdb.linux.stacks import symbol_size
 from kvmgdb.symbols.native import PerCpu, Variable
 
 # "TYPE", "TYPE *" or either with "[]", and the variables that are of it.
@@ -126,7 +125,7 @@ def _typed(kernel: Kernel, name: str, type_name: str) -> Variable | None:
     declared = next(filter(None, map(kernel.types.find, names)), None)
     if declared is None:
         return None
-    room = symbol_size(kernel.symbols, symbols[0].index)
+    room = kernel.symbols.size_of(symbols[0].index)
     pointer = bool(match["pointer"])
     size = 8 if pointer else kernel.types.table.size(declared.id)
     if not 0 < size <= room:

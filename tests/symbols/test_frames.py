@@ -132,6 +132,7 @@ def test_every_instruction(busy: BusyGuest, gdb: GdbSession, start: str) -> None
     gdb.run_to_stop()
     thread = int(gdb.mi("-thread-info")["current-thread-id"])
     ends = set()
+    switched = 0
     for _ in range(INSTRUCTIONS):
         found = backtrace(gdb, thread)
         problem = found.problem()
@@ -139,7 +140,11 @@ def test_every_instruction(busy: BusyGuest, gdb: GdbSession, start: str) -> None
         ends.add(found.frames[-1])
         if found.frames[0].function == "__switch_to_asm":
             assert found.frames[1].function in ("__schedule", "ret_from_fork"), found.printed
+            ours, _ = unwound_by_us(gdb, busy.unwinder)
+            assert [frame.ip for frame in found.frames] == ours, found.printed
+            switched += 1
         gdb.run_to_stop("-exec-step-instruction")
+    assert switched > 5 or start != "__switch_to_asm"
     if start.startswith("asm_"):
         # It is one entry all the time, and what was interrupted stays where it was.
         assert len(ends) == 1

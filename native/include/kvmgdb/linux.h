@@ -292,17 +292,20 @@ enum kvmgdb_code {
   KVMGDB_CODE_IRET = 3,
   /* A copy of other code, whose rules hold (trampolines of ftrace). */
   KVMGDB_CODE_COPY = 4,
+  /* Calls into itself and drops what that pushes (FILL_RETURN_BUFFER), which
+     its rules do not tell, and may have rules of another variant of it. */
+  KVMGDB_CODE_CALLS_ITSELF = 5,
 };
 
 /*
  * Says what the code in [start, end) is, where no rule is known for it;
- * `original` is what a COPY is a copy of, else 0. Ranges must not overlap
- * (INVALID, os_error EEXIST).
+ * `detail` is what a COPY is a copy of, and of CALLS_ITSELF how many bytes
+ * above the stack pointer its caller's frame begins but for those calls (an
+ * int16_t); else 0. Ranges must not overlap (INVALID, os_error EEXIST).
  */
 enum kvmgdb_status kvmgdb_unwinder_mark(struct kvmgdb_unwinder *unwinder,
                                         uint64_t start, uint64_t end,
-                                        enum kvmgdb_code code,
-                                        uint64_t original,
+                                        enum kvmgdb_code code, uint64_t detail,
                                         struct kvmgdb_error *error);
 
 /* A copy of `length` bytes of guest memory from `address` on. */

@@ -58,7 +58,7 @@ struct orc_mark {
   uint64_t start;
   uint64_t end;
   enum kvmgdb_code code;
-  uint64_t original;
+  uint64_t detail; /* see kvmgdb_unwinder_mark() */
 };
 
 struct kvmgdb_unwinder {

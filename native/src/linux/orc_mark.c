@@ -20,11 +20,12 @@ static size_t marks_below(const struct kvmgdb_unwinder *unwinder, uint64_t ip) {
 
 enum kvmgdb_status kvmgdb_unwinder_mark(struct kvmgdb_unwinder *unwinder,
                                         uint64_t start, uint64_t end,
-                                        enum kvmgdb_code code,
-                                        uint64_t original,
+                                        enum kvmgdb_code code, uint64_t detail,
                                         struct kvmgdb_error *error) {
   if (!unwinder || end <= start || code < KVMGDB_CODE_THUNK ||
-      code > KVMGDB_CODE_COPY || unwinder->mark_count == MAX_MARKS)
+      code > KVMGDB_CODE_CALLS_ITSELF ||
+      (code == KVMGDB_CODE_CALLS_ITSELF && detail > INT16_MAX / 2) ||
+      unwinder->mark_count == MAX_MARKS)
     return error_set(error, KVMGDB_ERR_INVALID, 0, start);
   size_t place = marks_below(unwinder, start), count = unwinder->mark_count;
   if ((place > 0 && unwinder->marks[place - 1].end > start) ||
@@ -36,7 +37,7 @@ enum kvmgdb_status kvmgdb_unwinder_mark(struct kvmgdb_unwinder *unwinder,
     return error_set(error, KVMGDB_ERR_NO_MEMORY, 0, start);
   unwinder->marks = marks;
   memmove(marks + place + 1, marks + place, (count - place) * sizeof(*marks));
-  marks[place] = (struct orc_mark){start, end, code, original};
+  marks[place] = (struct orc_mark){start, end, code, detail};
   unwinder->mark_count++;
   return KVMGDB_OK;
 }

@@ -10,6 +10,8 @@
 /* Where the kernel's own code and that of its modules begins. */
 #define KERNEL_CODE UINT64_C(0xffffffff80000000)
 #define MAX_STACKS 64
+/* A loop of FILL_RETURN_BUFFER is shorter. */
+#define OWN_CODE 64
 
 bool unwind_stop(struct unwind *unwind, enum kvmgdb_unwind_end end,
                  uint64_t address) {
@@ -182,7 +184,8 @@ static bool load_return(struct unwind *unwind, uint64_t *sp, uint64_t *ip) {
     return false;
   if (!unwind->exact || orc_find(unwind->unwinder, *ip - 1))
     return true;
-  uint64_t left = unwind_own_calls(unwind);
+  uint64_t own = unwind->value[REG_IP];
+  uint64_t left = unwind_own_calls(unwind, own - OWN_CODE, own + OWN_CODE);
   *sp += left;
   return !left || unwind_load(unwind, *sp - 8, ip);
 }
@@ -257,7 +260,7 @@ static const struct orc_rule *find_rule(const struct unwind *unwind,
                                         const struct orc_mark *mark,
                                         uint64_t place) {
   if (mark && mark->code == KVMGDB_CODE_COPY)
-    place = mark->original + (place - mark->start);
+    place = mark->detail + (place - mark->start);
   return orc_find(unwind->unwinder, place);
 }
 
@@ -283,7 +286,9 @@ static bool next_kernel_frame(struct unwind *unwind) {
   if (mark && !ruled)
     return next_marked_frame(unwind, mark->code);
   if (rule) {
-    if (!apply_rule(unwind, rule))
+    const struct orc_rule marked =
+        mark ? unwind_marked_rule(unwind, mark, rule) : *rule;
+    if (!apply_rule(unwind, &marked))
       return false;
     /* A thunk's return is a jump: it may well be to where a function begins. */
     unwind->exact |= mark && mark->code == KVMGDB_CODE_THUNK;

@@ -85,8 +85,15 @@ bool unwind_leave_iret(struct unwind *unwind);
 /* Behind a jump or call to no code at all: a null function pointer. */
 bool unwind_leave_nothing(struct unwind *unwind);
 
-/* Words on the stack that calls within the code at `ip` left there and nobody
- * returns to (FILL_RETURN_BUFFER): how many bytes they take. */
-uint64_t unwind_own_calls(const struct unwind *unwind);
+/* Words on top of the stack that calls within the code in [start, end) left
+ * there and nobody returns to (FILL_RETURN_BUFFER): how many bytes they take.
+ */
+uint64_t unwind_own_calls(const struct unwind *unwind, uint64_t start,
+                          uint64_t end);
+
+/* `rule`, of marked code, as it is with what the mark says. */
+struct orc_rule unwind_marked_rule(const struct unwind *unwind,
+                                   const struct orc_mark *mark,
+                                   const struct orc_rule *rule);
 
 #endif

@@ -7,8 +7,7 @@
 
 #include "unwind.h"
 
-/* A loop of FILL_RETURN_BUFFER is shorter, and makes no more calls. */
-#define OWN_CODE 64
+/* FILL_RETURN_BUFFER makes no more calls. */
 #define MAX_OWN_CALLS 64
 
 #define USER_IP_BITS 56
@@ -100,8 +99,9 @@ bool unwind_leave_iret(struct unwind *unwind) {
   return unwind_load_entry(unwind, frame);
 }
 
-uint64_t unwind_own_calls(const struct unwind *unwind) {
-  uint64_t sp = unwind->value[REG_SP], ip = unwind->value[REG_IP], bytes = 0;
+uint64_t unwind_own_calls(const struct unwind *unwind, uint64_t start,
+                          uint64_t end) {
+  uint64_t sp = unwind->value[REG_SP], bytes = 0;
   for (; bytes < 8 * MAX_OWN_CALLS; bytes += 8) {
     uint64_t word;
     const struct kvmgdb_stack *stack =
@@ -110,8 +110,20 @@ uint64_t unwind_own_calls(const struct unwind *unwind) {
       break;
     memcpy(&word, (const char *)stack->data + (sp + bytes - stack->address),
            sizeof(word));
-    if (word - (ip - OWN_CODE) >= 2 * OWN_CODE)
+    if (word - start >= end - start)
       break;
   }
   return bytes;
+}
+
+struct orc_rule unwind_marked_rule(const struct unwind *unwind,
+                                   const struct orc_mark *mark,
+                                   const struct orc_rule *rule) {
+  struct orc_rule marked = *rule;
+  if (mark->code == KVMGDB_CODE_CALLS_ITSELF && rule->type == ORC_TYPE_CALL &&
+      rule->sp_register == ORC_SP)
+    marked.sp_offset =
+        (int16_t)(mark->detail +
+                  unwind_own_calls(unwind, mark->start, mark->end));
+  return marked;
 }

@@ -127,6 +127,32 @@ TEST(marked, thunk_that_returns) {
   CHECK_EQUAL(scene.frames[2].ip, TEXT + 0x150);
 }
 
+/* Whatever the rule says, and whatever calls of its own are on the stack. */
+TEST(marked, calls_itself) {
+  UNWINDER *unwinder = create();
+  CHECK_EQUAL(kvmgdb_unwinder_mark(unwinder, FUNCTION(LEAF),
+                                   FUNCTION(LEAF) + 0x80,
+                                   KVMGDB_CODE_CALLS_ITSELF, 24, NULL),
+              KVMGDB_OK);
+  for (size_t calls = 0; calls < 4; calls++) {
+    struct scene scene = {.stack = {0}};
+    for (size_t i = 0; i < calls; i++)
+      scene.stack[i] = FUNCTION(LEAF) + 0x20;
+    /* A saved register that could be a return address. */
+    scene.stack[calls] = FUNCTION(LEAF) + 0x90;
+    scene.stack[calls + 2] = FUNCTION(LAST) + 9;
+    unwind(unwinder, &scene, FUNCTION(LEAF) + 0x20, STACK, 0, 0);
+    CHECK_EQUAL(scene.result.count, 2);
+    CHECK_EQUAL(scene.result.end, KVMGDB_UNWIND_COMPLETE);
+    CHECK_EQUAL(scene.frames[1].ip, FUNCTION(LAST) + 9);
+    CHECK_EQUAL(scene.frames[1].sp, STACK + 8 * (uint64_t)(calls + 3));
+  }
+  CHECK_EQUAL(kvmgdb_unwinder_mark(unwinder, TRAMPOLINE + 0x1000,
+                                   TRAMPOLINE + 0x2000,
+                                   KVMGDB_CODE_CALLS_ITSELF, 1 << 20, NULL),
+              KVMGDB_ERR_INVALID);
+}
+
 TEST(marked, system_call) {
   UNWINDER *unwinder = create();
   struct scene scene = {0};
