@@ -213,7 +213,11 @@ def test_a_jailed_vmm(program: Program) -> None:
             assert outer.stdout.readline() == b"ready\n"
             children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
             vm = Vm(_Adopted(int(children[0])), program, 2)
-            _use(vm, Agent(vm.pid))
+            try:
+                _use(vm, Agent(vm.pid))
+            finally:
+                # Its parent's end is none to a process that has changed its user.
+                os.kill(vm.pid, signal.SIGKILL)
         finally:
             outer.kill()
 
