@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,33 @@ def test_kaslr_is_undone(
     assert gdb.run_to_stop()["frame"]["func"] == "vfs_read"
     assert "do_syscall_64" in gdb.cli("backtrace")
     gdb.close()
+
+
+def test_the_guests_frames_beside_a_file_without(
+    gdb: GdbSession, linked: Path, guest: WatchedGuest, server: KvmgdbServer, tmp_path: Path
+) -> None:
+    """No call frames, as Linux's entry code has none in any file of its own."""
+    wanted = guest.symbol("vfs_read")
+    bare, guests = tmp_path / "bare", tmp_path / "guest.elf"
+    subprocess.run(["objcopy", "--remove-section", ".debug_frame", linked, bare], check=True)
+    machine = parse_target(str(guest.pid)).open()
+    try:
+        guests.write_bytes(build_vmlinux(find_kernel(machine)).data)
+    finally:
+        machine.close()
+    gdb.cli(f"file {bare}")
+    gdb.connect(server.address)
+    gdb.cli("break vfs_read")
+    gdb.run_to_stop()
+    assert "do_syscall_64" not in gdb.cli("backtrace")
+    gdb.cli(f"add-symbol-file {guests}")
+    printed = gdb.cli("backtrace")
+    assert "do_syscall_64" in printed
+    assert re.search(r"<signal handler called>\s+#\d+ +0x0000[0-9a-f]+ in \S+ \(\)\s*$", printed)
+    assert gdb.integer("&vfs_read") == wanted
+    assert gdb.integer("sizeof(struct list_head)") == 16
+    breakpoints = gdb.mi("-break-list")["BreakpointTable"]["body"]
+    assert all("locations" not in breakpoint for breakpoint in breakpoints), breakpoints
 
 
 def test_a_file_of_another_kernel_is_named(
