@@ -10,6 +10,7 @@ what the user can do about it, or is empty.
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -89,6 +90,8 @@ class HostError(KvmgdbError):
         self.os_error = os_error
         if os_error:
             message = f"{message}: {os.strerror(os_error)}"
+        if os_error == errno.EMFILE and remedy is None:
+            remedy = "allow kvmgdb more open files: `ulimit -n 1024`"
         super().__init__(message, remedy)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from typing import NoReturn
@@ -10,7 +11,15 @@ import click
 
 from kvmgdb import __version__
 from kvmgdb.cli.terminal import abandon_output, is_unwritable, prepare_output, show_error
-from kvmgdb.errors import HostError, KvmgdbError, UsageError
+from kvmgdb.errors import (
+    GuestDataError,
+    HostError,
+    InvalidRangeError,
+    KvmgdbError,
+    MemoryFault,
+    NoRamError,
+    UsageError,
+)
 
 _COMMANDS = (
     "list",
@@ -29,6 +38,8 @@ _COMMANDS = (
     "top",
     "demo",
 )
+# No command is told an address: what the guest's kernel said led to it.
+_ASTRAY = (MemoryFault, NoRamError, GuestDataError, InvalidRangeError)
 
 
 class LazyGroup(click.Group):
@@ -74,9 +85,14 @@ def _run(arguments: list[str] | None) -> int:
         error.show()
         return error.exit_code
     except KvmgdbError as error:
+        if isinstance(error, _ASTRAY) and not error.remedy:
+            error.remedy = "if the guest is starting, or was reset meanwhile, try again in a moment"
         show_error(error)
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            show_error(HostError("kvmgdb cannot go on", errno.EMFILE))
+            return 1
         if not is_unwritable(error):
             raise
         abandon_output()

@@ -38,7 +38,7 @@ from kvmgdb.errors import (
     TargetTimeoutError,
     UnsupportedError,
 )
-from kvmgdb.machine.holders import command_of
+from kvmgdb.machine.holders import command_of, stopped_process
 from kvmgdb.machine.sampling import SamplingPlan
 
 _DECLARATIONS_MAX = 1 << 16
@@ -506,7 +506,9 @@ def _error(agent: Agent, reply: Any, doing: str) -> KvmgdbError:
         ("SECCOMP", SeccompError(f"process {pid} has a seccomp filter")),
         (
             "TIMEOUT",
-            TargetTimeoutError(f"vCPU {vcpu} could not be {doing} in time" + _where(detail)),
+            # A thread that the agent traces is in state t, by our own doing.
+            stopped_process(pid, states="T")
+            or TargetTimeoutError(f"vCPU {vcpu} could not be {doing} in time" + _where(detail)),
         ),
         ("GONE", TargetGoneError(f"process {pid} has exited")),
         ("INVALID", InvalidRangeError("the agent was asked for something that makes no sense")),

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from kvmgdb.errors import KvmgdbError
+from kvmgdb.errors import KvmgdbError, TargetTimeoutError
 from kvmgdb.machine.address import SocketAddress
 from kvmgdb.machine.sockets import listening_sockets, socket_inodes, tcp_sockets
 
@@ -47,6 +47,30 @@ def command_of(pid: int) -> str:
     command = " ".join(word.decode(errors="replace") for word in words if word) or name
     printable = "".join(letter if letter.isprintable() else "?" for letter in command)
     return f"PID {pid}: {printable[:_MAX_COMMAND]}"
+
+
+def process_state(pid: int) -> str:
+    """The letter of a process's state (proc(5)), "" where it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[0]
+
+
+def stopped_process(
+    pid: int, vmm: str = "the process with", states: str = "Tt"
+) -> TargetTimeoutError | None:
+    """The error of a process that does not answer because it is stopped; None where
+    its state (proc(5)) is none of ``states``."""
+    state = process_state(pid)
+    if not state or state not in states:
+        return None
+    return TargetTimeoutError(
+        f"{vmm} PID {pid} does not answer: the process is stopped, by a signal or a debugger "
+        "of its own",
+        f"`kill -CONT {pid}` lets it go on after a signal",
+    )
 
 
 def client_of(address: SocketAddress, server: int) -> str:

@@ -12,6 +12,7 @@ code, and only QEMU itself knows which of them a write makes stale.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from kvmgdb.errors import (
     AccessDeniedError,
+    HostError,
     KvmgdbError,
     MachineError,
     NoRamError,
@@ -216,6 +218,11 @@ class QemuMachine(StubMachine):
                 memory_map.close()
             if isinstance(error, TargetGoneError | TargetTimeoutError):
                 raise
+            if errno.EMFILE in (error.errno, getattr(error, "os_error", 0)):
+                # A limit of our own: the stub would be read with what is left of it.
+                raise HostError(
+                    f"cannot read the memory of PID {self.pid}", errno.EMFILE
+                ) from error
             self.notes.append(
                 f"guest memory is read through the stub, slowly: no access to the memory of "
                 f"PID {self.pid} ({error}); {AccessDeniedError.remedy}"

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvmgdb.errors import KvmgdbError, TargetNotFoundError, TargetTimeoutError
+from kvmgdb.errors import KvmgdbError, TargetNotFoundError
 from kvmgdb.machine.address import SocketAddress
+from kvmgdb.machine.holders import stopped_process
 from kvmgdb.machine.qmp import Qmp
 from kvmgdb.machine.sockets import listening_sockets, seen_from_here
 
@@ -176,12 +177,8 @@ def connect_qmp(process: QemuProcess) -> Qmp:
             return Qmp(address)
         except KvmgdbError as error:
             failure = error
-    if failure is not None and _is_stopped(process.pid):
-        raise TargetTimeoutError(
-            f"QEMU with PID {process.pid} does not answer: the process is stopped, by a signal or "
-            "a debugger of its own",
-            f"`kill -CONT {process.pid}` lets it go on after a signal",
-        )
+    if failure is not None and (stopped := stopped_process(process.pid, "QEMU with")):
+        raise stopped
     if failure is not None and designated:
         raise failure
     raise TargetNotFoundError(
@@ -189,14 +186,6 @@ def connect_qmp(process: QemuProcess) -> Qmp:
         "start QEMU with -qmp unix:PATH,server=on,wait=off (its human monitor can open one: "
         "chardev-add socket,...), or with -gdb and use rsp:HOST:PORT",
     )
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] in ("T", "t")
 
 
 def _qmp_sockets(process: QemuProcess, sockets: dict[str, SocketAddress]) -> list[SocketAddress]:

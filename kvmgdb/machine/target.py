@@ -17,6 +17,7 @@ from kvmgdb.errors import (
     UsageError,
 )
 from kvmgdb.machine.address import SocketAddress
+from kvmgdb.machine.holders import process_state
 from kvmgdb.machine.interface import Machine
 from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.kvm_qemu import QemuKvmReset, other_debugger, qemu_regions, qemu_state
@@ -77,6 +78,8 @@ def _process(pid: int) -> VmProcess:
     directory = f"/proc/{pid}"
     if not os.path.exists(directory):
         raise TargetNotFoundError(f"there is no process with PID {pid}")
+    if process_state(pid) == "Z":
+        raise TargetNotFoundError(f"PID {pid} has ended, and waits for its parent to notice")
     if not os.access(f"{directory}/fd", os.R_OK | os.X_OK):
         raise AccessDeniedError(f"the host does not let this user look at PID {pid}")
     raise TargetNotFoundError(

@@ -170,6 +170,11 @@ class Server:
                 )
             except (OSError, OverflowError, UnicodeError) as error:
                 raise _listen_error(address, error) from None
+            if not self._server.sockets:  # asyncio passes over sockets that it cannot make
+                raise ListenError(
+                    f"cannot listen on {address}: the host gave no socket for it",
+                    "`ulimit -n` may allow too few open files, or the host lacks its protocol",
+                )
             port = self._server.sockets[0].getsockname()[1]
             self.address = SocketAddress(host=address.host, port=port)
 

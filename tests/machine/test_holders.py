@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,13 +11,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from kvmgdb.errors import TargetBusyError
+from kvmgdb.errors import TargetBusyError, TargetNotFoundError
 from kvmgdb.machine.address import SocketAddress
-from kvmgdb.machine.holders import client_of, command_of
+from kvmgdb.machine.holders import client_of, command_of, process_state, stopped_process
 from kvmgdb.machine.qemu import QemuMachine
 from kvmgdb.machine.qemu_process import read_qemu_process
 from kvmgdb.machine.qmp import Qmp
+from kvmgdb.machine.target import parse_target
 from tests.machine.rom_guest import RomGuest
+from tests.support.polling import wait_for
 from tests.support.qemu import free_port
 from tests.support.require import requires
 
@@ -101,3 +104,25 @@ def test_a_command_is_fit_to_be_shown() -> None:
     assert " ?[2Jxxx" in said
     assert len(said) < 300
     assert command_of(0) == ""
+
+
+def test_a_process_that_a_signal_has_stopped() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            assert stopped_process(process.pid) is None
+            process.send_signal(signal.SIGSTOP)
+            wait_for("the process is stopped", lambda: process_state(process.pid) == "T")
+            for states in ("T", "Tt"):
+                error = stopped_process(process.pid, states=states)
+                assert error is not None
+                assert f"PID {process.pid} does not answer: the process is stopped" in str(error)
+                assert error.remedy.startswith(f"`kill -CONT {process.pid}`")
+            assert stopped_process(process.pid, states="t") is None
+        finally:
+            process.kill()
+        wait_for("it has ended", lambda: process_state(process.pid) == "Z")
+        assert stopped_process(process.pid) is None
+        with pytest.raises(TargetNotFoundError, match="has ended, and waits for its parent"):
+            parse_target(str(process.pid))
+    assert process_state(process.pid) == ""
+    assert stopped_process(process.pid) is None

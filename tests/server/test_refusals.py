@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import resource
 import socket
 import stat
 import subprocess
@@ -12,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from kvmgdb.errors import ListenError
+from kvmgdb.machine.interface import Machine
+from kvmgdb.rsp.debuggee import Debuggee
+from kvmgdb.rsp.server import ListenAddress, Server
 from tests.server.conftest import FIRMWARE
 from tests.support.qemu import TCG, Qemu, free_port
 from tests.support.require import requires_qemu
@@ -212,3 +218,37 @@ def test_another_user_who_may_use_the_monitor_only() -> None:
                 assert b"as the user who owns the virtual machine" in reply
         assert not has_stub(qemu.qmp)
         assert qemu.qmp("query-status")["running"]
+
+
+def test_too_few_open_files_allowed(firmware: Qemu) -> None:
+    """Where guest memory cannot be opened for the limit, nothing is told of the guest."""
+    for command in (["info"], ["serve", "--listen", "127.0.0.1:0"]):
+        done = subprocess.run(
+            ["sh", "-c", 'ulimit -n 7; exec "$@"', "sh", *KVMGDB, *command, str(firmware.pid)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 1, done.stderr
+        assert "Too many open files" in done.stderr
+        assert "`ulimit -n 1024`" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_no_socket_left_to_listen_on() -> None:
+    def never() -> Machine:
+        raise AssertionError("nothing is opened before a debugger comes")
+
+    async def start() -> None:
+        server = Server(Debuggee(never, print), ListenAddress.parse("127.0.0.1:0"))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            await server.start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    with pytest.raises(ListenError, match="the host gave no socket"):
+        asyncio.run(start())
