@@ -5,6 +5,7 @@ markers: a declaration is written once. setuptools runs this from the root of
 the project, so paths are relative to that.
 """
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -36,11 +37,19 @@ def declarations(header: Path) -> str:
     return re.sub(r"/\*.*?\*/", "", declared, flags=re.DOTALL)
 
 
+# By which a checkout that is newer than its extension is told (machine/native.py).
+STAMP = hashlib.sha256(b"".join(header.read_bytes() for header in HEADERS)).hexdigest()
+
 ffibuilder = FFI()
-ffibuilder.cdef("typedef int... pid_t;" + "".join(map(declarations, HEADERS)) + PYTHON_CALLBACKS)
+ffibuilder.cdef(
+    "typedef int... pid_t; static const char *const kvmgdb_headers;"
+    + "".join(map(declarations, HEADERS))
+    + PYTHON_CALLBACKS
+)
 ffibuilder.set_source(
     "kvmgdb._native",
-    "".join(f"#include <kvmgdb/{header.name}>\n" for header in HEADERS),
+    f'static const char *const kvmgdb_headers = "{STAMP}";\n'
+    + "".join(f"#include <kvmgdb/{header.name}>\n" for header in HEADERS),
     sources=SOURCES,
     depends=DEPENDS,
     include_dirs=[str(NATIVE / "include")],

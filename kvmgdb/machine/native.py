@@ -9,11 +9,13 @@ its regions change.
 from __future__ import annotations
 
 import errno
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +31,29 @@ from kvmgdb.errors import (
     NotFoundError,
     ReadOnlyMemoryError,
     TargetGoneError,
+)
+
+_HEADERS = ("kvmgdb.h", "linux.h", "symbols.h", "sample.h", "profile.h")
+
+
+def check_stamp(stamp: str, checkout: Path) -> None:
+    """Raises HostError where the headers of a checkout are not those that the
+    extension was compiled from, by their SHA-256. An installed package has none."""
+    directory = checkout / "native" / "include" / "kvmgdb"
+    try:
+        headers = b"".join((directory / name).read_bytes() for name in _HEADERS)
+    except OSError:
+        return
+    if stamp != hashlib.sha256(headers).hexdigest():
+        raise HostError(
+            f"the compiled extension is not of this checkout, {checkout}",
+            remedy="compile it: `make setup`",
+        )
+
+
+_compiled_from = getattr(lib, "kvmgdb_headers", ffi.NULL)
+check_stamp(
+    ffi.string(_compiled_from).decode() if _compiled_from else "", Path(__file__).parents[2]
 )
 
 # What can be read from in place.

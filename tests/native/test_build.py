@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvmgdb._native import lib
+from kvmgdb._native import ffi, lib
+from kvmgdb.errors import HostError
+from kvmgdb.machine.native import check_stamp
 
 ROOT = Path(__file__).parents[2]
 HEADER = ROOT / "native" / "include" / "kvmgdb" / "kvmgdb.h"
@@ -51,3 +54,18 @@ def test_only_the_facades_import_the_extension() -> None:
     }
     parts = ("machine", "linux", "symbols", "profiler", "rsp")
     assert importers == {f"kvmgdb/{part}/native.py" for part in parts}
+
+
+def test_an_extension_older_than_its_checkout(tmp_path: Path) -> None:
+    stamp = ffi.string(lib.kvmgdb_headers).decode()
+    check_stamp(stamp, ROOT)
+    check_stamp(stamp, tmp_path)  # no checkout: installed
+    headers = tmp_path / "native" / "include" / "kvmgdb"
+    shutil.copytree(HEADER.parent, headers)
+    check_stamp(stamp, tmp_path)
+    with (headers / HEADER.name).open("a") as header:
+        header.write("int kvmgdb_new(void);\n")
+    for other in (stamp, ""):
+        with pytest.raises(HostError, match="not of this checkout") as failure:
+            check_stamp(other, tmp_path)
+        assert "make setup" in failure.value.remedy
