@@ -22,6 +22,7 @@ from kvmgdb.machine.interface import (
     Action,
     BreakpointKind,
     Machine,
+    ResetAbility,
     StopEvent,
     StopReason,
 )
@@ -211,6 +212,17 @@ class Debuggee:
             self.machine.stop()
             self._restore_lifted()
             self.watch_modules()
+
+    def reset(self, resetting: ResetAbility) -> None:
+        """Resets the machine, which stands: what runs next is another kernel. Raises
+        MachineError where debuggers' breakpoints are in the way; our own are not."""
+        self._modules.plant(self, False)
+        try:
+            resetting.reset()
+        except KvmgdbError:
+            self.watch_modules()
+            raise
+        self.guest.forget_kernel()
 
     def close(self) -> None:
         """Ends it all: the machine is given back, nobody is told."""

@@ -195,8 +195,7 @@ def _reset(session: Session, arguments: list[str]) -> str:
     if resetting is None:
         raise UnsupportedError("this target cannot be reset")
     session.require_stopped()
-    resetting.reset()
-    session.debuggee.guest.forget_kernel()
+    session.debuggee.reset(resetting)
     return (
         "the machine is reset and stands at its first instruction; "
         "`maintenance flush register-cache` makes GDB read its registers again\n"

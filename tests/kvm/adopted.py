@@ -211,21 +211,23 @@ class LinuxUnderKvm:
 
 
 @contextmanager
-def linux_under_kvm(kernel: Kernel) -> Iterator[LinuxUnderKvm]:
-    """The guest under KVM, whichever way this host's KVM allows."""
+def linux_under_kvm(kernel: Kernel, arguments: Sequence[str] = ()) -> Iterator[LinuxUnderKvm]:
+    """The guest under KVM, whichever way this host's KVM allows. ``arguments`` are for
+    its QEMU."""
     with ExitStack() as stack:
         if kvm_unusable():
             state, facts = _state(kernel)
             incoming = f"exec:cat {shlex.quote(str(state))}"
-            accelerated = ("-accel", "kvm", "-incoming", incoming, "-S")
-            qemu = stack.enter_context(Qemu(accelerated))
+            loading = ("-accel", "kvm", "-incoming", incoming, "-S")
+            qemu = stack.enter_context(Qemu((*loading, *arguments)))
             wait_for("the state is loaded", lambda: _status(qemu) == "paused", MIGRATE_SECONDS)
             qemu.ask("cont")
         else:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             initrd = directory / "initrd"
             initrd.write_bytes(_initramfs())
-            qemu = stack.enter_context(Qemu(("-accel", "kvm", *_boot(kernel, initrd))))
+            booting = ("-accel", "kvm", *_boot(kernel, initrd))
+            qemu = stack.enter_context(Qemu((*booting, *arguments)))
             facts = qemu.wait_computing()
         guest = LinuxUnderKvm(qemu, facts)
         guest.assert_progress()

@@ -305,3 +305,19 @@ def test_sleeping_tasks_show_nothing_that_is_planted(
     assert _read(attached, tick, len(code)) == code
     attached.cli("delete")
     attached.cli("monitor tasks off")
+
+
+def test_reset_with_modules_followed(gdb: GdbSession, linux_kernel: Kernel, tmp_path: Path) -> None:
+    """What kvmgdb itself has planted, to follow modules, is in nobody's way."""
+    monitor = ("-qmp", f"unix:{tmp_path / 'qmp'},server=on,wait=off")
+    with (
+        linux_under_kvm(linux_kernel, monitor) as linux,
+        KvmgdbServer(str(linux.pid)) as server,
+    ):
+        linux.qemu.ask("set-action", reboot="reset")  # it was started with -no-reboot
+        gdb.connect(server.address)
+        assert "first instruction" in gdb.cli("monitor reset")
+        gdb.cli("maintenance flush register-cache")
+        # SDM volume 3, 10.1.4: the first instruction.
+        assert gdb.integer("$cs_base") + gdb.integer("$rip") & 0xFFFFFFFF == 0xFFFFFFF0
+        gdb.cli("detach")
