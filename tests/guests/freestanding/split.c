@@ -6,9 +6,9 @@
  *   split_leaf <- split_c (15 %)
  *
  * split_leaf takes the same time whenever it is called, and so long that what
- * calls and returns take beside it does not count: under TCG, which looks up what a
- * return leads to, that is more than their instructions. progress[cpu] counts the
- * parts that are done.
+ * calls and returns take beside it does not count: under TCG, which looks up
+ * what a return leads to, that is more than their instructions. progress[cpu]
+ * counts the parts that are done.
  */
 #include "guest.h"
 

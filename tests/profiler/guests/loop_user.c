@@ -1,5 +1,5 @@
-// Runs before the guest's init: leaves a process that calls into the module loop
-// without end, once that is loaded, and becomes /init.
+// Runs before the guest's init: leaves a process that calls into the module
+// loop without end, once that is loaded, and becomes /init.
 
 #include <asm/unistd.h>
 #include <linux/fcntl.h>
