@@ -13,6 +13,7 @@ import mmap
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,12 +39,14 @@ from kvmgdb.errors import (
     TargetTimeoutError,
     UnsupportedError,
 )
-from kvmgdb.machine.holders import command_of, stopped_process
+from kvmgdb.machine.holders import command_of, process_state, stopped_process
 from kvmgdb.machine.sampling import SamplingPlan
 
 _DECLARATIONS_MAX = 1 << 16
 # Beyond the time that a request itself is given: the agent has bounds of its own.
 _GRACE = 10.0
+# Seconds that a process which is being killed takes at most to be seen as gone.
+_END_SECONDS = 0.2
 
 
 class ConfidentialGuestError(UnsupportedError):
@@ -475,6 +478,8 @@ class Agent:
 def _error(agent: Agent, reply: Any, doing: str) -> KvmgdbError:
     """The one table from the agent's status to what a user is told."""
     pid, vcpu, detail, os_error = agent.pid, reply.vcpu, reply.detail, reply.os_error
+    if reply.status == agent.constant("HOST") and _ends(pid):
+        return TargetGoneError(f"process {pid} has exited")
     because = f": {os.strerror(os_error)}" if os_error else ""
     table: Sequence[tuple[str, KvmgdbError]] = (
         ("NO_PROCESS", TargetGoneError(f"there is no process {pid}")),
@@ -523,6 +528,16 @@ def _error(agent: Agent, reply: Any, doing: str) -> KvmgdbError:
         if reply.status == agent.constant(name):
             return error
     return BreakpointError(f"the agent failed with status {reply.status}")
+
+
+def _ends(pid: int) -> bool:
+    """Whether a process of which a system call says something odd is about to be gone."""
+    deadline = time.monotonic() + _END_SECONDS
+    while process_state(pid) not in ("", "Z", "X"):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_END_SECONDS / 20)
+    return True
 
 
 def _tracer(pid: int) -> str:
