@@ -7,6 +7,7 @@ import contextlib
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from kvmgdb.errors import (
     BreakpointError,
@@ -29,10 +30,7 @@ from kvmgdb.machine.interface import (
 )
 from kvmgdb.machine.native import Memory
 from kvmgdb.machine.qemu_registers import MONITOR_GROUPS, decode_info_registers
-from kvmgdb.machine.registers import (
-    Group,
-    RegisterFile,
-)
+from kvmgdb.machine.registers import BY_NAME, Group, RegisterFile
 from kvmgdb.machine.stub_abilities import QemuStepping, StubBreakpoints, StubMonitor
 from kvmgdb.machine.stub_client import StubClient
 from kvmgdb.machine.stub_registers import StubRegisters, read_stub_registers
@@ -55,6 +53,22 @@ _STOP_DETAILS = {
     24: "the VMM stopped the guest to finish a migration",
 }
 _SIGINT, _SIGTRAP = 2, 5
+_GENERAL = frozenset({Group.GENERAL})
+_GENERAL_SIZE = BY_NAME["eflags"].offset + BY_NAME["eflags"].size
+# How often a guest is resumed again that has stopped for nothing. An instruction
+# that jumps to itself looks like one that was not executed.
+_REPEATS = 3
+
+
+@dataclass
+class _Resumed:
+    """How the guest was resumed last: the packet, the vCPUs that it let run, what
+    the registers were of those that it had step, and how often it was sent again."""
+
+    packet: bytes
+    vcpus: frozenset[int]
+    before: Mapping[int, RegisterFile]
+    repeated: int = 0
 
 
 class StubMachine(Machine):
@@ -78,7 +92,7 @@ class StubMachine(Machine):
         self._gone_reported = False
         self._found_halted = False
         self._last_stop = StopEvent(StopReason.REQUEST)
-        self._stepping: frozenset[int] = frozenset()
+        self._resumed = _Resumed(b"", frozenset(), {})
         self._stop_requested = False
         self._states: list[str] = []
 
@@ -254,13 +268,14 @@ class StubMachine(Machine):
         client = self.stopped_client()
         if not actions:
             raise MachineError("no vCPU was told to run")
-        self._forget()
         stepping = {index for index, action in actions.items() if action is Action.STEP}
+        before = {index: self.vcpus[index].read_registers(_GENERAL) for index in stepping}
+        self._forget()
         if b"c" in self._actions.split(b";"):
             packet = self._vcont(actions, stepping)
         else:
             packet = self._plain_resume(client, actions, stepping)
-        self._stepping = frozenset(stepping)
+        self._resumed = _Resumed(packet, frozenset(actions), before)
         self._stop_requested = False
         self._running = True
         self._resumed_once = True
@@ -359,8 +374,51 @@ class StubMachine(Machine):
         if self.stepping is not None:
             # QEMU has selected the vCPU that it reports (gdb_set_stop_cpu).
             self.selected = event.vcpu
-        self._last_stop = self._refine(event)
-        return self._last_stop
+        event = self._refine(event)
+        if self.stepping is not None and self._is_void(event):
+            instead = self._instead_of_void(event)
+            if instead is None:
+                return None
+            event = instead
+        self._last_stop = event
+        return event
+
+    def _is_void(self, event: StopEvent) -> bool:
+        """Whether nothing has happened that QEMU stops for.
+
+        It ends the step of a vCPU that has an interrupt to look at (cpu_handle_interrupt)
+        before that has executed anything; and where several vCPUs hit a breakpoint
+        together, it tells of the others when the guest is resumed.
+        """
+        if event.reason is StopReason.STEP:
+            return not self._has_stepped(event.vcpu)
+        is_hit = event.reason in (StopReason.BREAKPOINT, StopReason.HARDWARE_BREAKPOINT)
+        return is_hit and event.vcpu not in self._resumed.vcpus
+
+    def _instead_of_void(self, event: StopEvent) -> StopEvent | None:
+        """What there is to tell instead; None where the guest was resumed again."""
+        if self._stop_requested:
+            return StopEvent(StopReason.REQUEST, event.vcpu)
+        for index in self._resumed.before:
+            if self._has_stepped(index):
+                return StopEvent(StopReason.STEP, index)
+        if self._resumed.repeated == _REPEATS:
+            return event
+        self._resumed.repeated += 1
+        self._forget()
+        self._running = True
+        self._connected().post(self._resumed.packet)
+        return None
+
+    def _has_stepped(self, vcpu: int) -> bool:
+        before = self._resumed.before.get(vcpu)
+        if before is None:
+            return False
+        now = self.vcpus[vcpu].read_registers(_GENERAL)
+        return now.raw[:_GENERAL_SIZE] != before.raw[:_GENERAL_SIZE]
+
+    def _instruction(self, vcpu: int) -> int | None:
+        return self.vcpus[vcpu].read_registers(_GENERAL).get("rip")
 
     def _parse_stop(self, packet: bytes) -> StopEvent:
         """``T05thread:p01.02;watch:ffff...;`` or ``S05``."""
@@ -396,16 +454,16 @@ class StubMachine(Machine):
             return StopEvent(StopReason.REQUEST, event.vcpu)
         if event.reason is not StopReason.STEP:
             return event
-        registers = self.vcpus[event.vcpu].read_registers(frozenset({Group.GENERAL}))
-        kind = self._breakpoints.find(registers.get("rip"))
+        rip = self._instruction(event.vcpu)
+        kind = self._breakpoints.find(rip)
         if kind is None:
             return event
-        if event.vcpu in self._stepping:
+        if event.vcpu in self._resumed.before:
             # The step ended on a breakpoint that has not executed yet.
             return event
         if kind is BreakpointKind.SOFTWARE:
-            return StopEvent(StopReason.BREAKPOINT, event.vcpu, registers.get("rip"))
-        return StopEvent(StopReason.HARDWARE_BREAKPOINT, event.vcpu, registers.get("rip"))
+            return StopEvent(StopReason.BREAKPOINT, event.vcpu, rip)
+        return StopEvent(StopReason.HARDWARE_BREAKPOINT, event.vcpu, rip)
 
     def _vcpu_of(self, thread: bytes) -> int:
         for vcpu in self.vcpus:

@@ -58,12 +58,12 @@ def run_to(machine: Machine, address: int) -> int:
     return event.vcpu
 
 
-def stack_of(kernel: Kernel, machine: Machine, vcpu: int) -> tuple[int, list[NamedFrame]]:
+def stack_of(unwinder: Unwinder, machine: Machine, vcpu: int) -> tuple[int, list[NamedFrame]]:
     """The kernel's number of a CPU, and the kernel's part of its stack."""
     registers = machine.vcpus[vcpu].read_registers(_GROUPS)
-    trace = Unwinder(kernel).of_vcpu(registers, machine.vcpus[vcpu].paging())
+    trace = unwinder.of_vcpu(registers, machine.vcpus[vcpu].paging())
     assert trace.broken is None, trace
-    cpu = cpu_of_vcpu(kernel, registers.get("gs_base"), registers.get("k_gs_base"))
+    cpu = cpu_of_vcpu(unwinder.kernel, registers.get("gs_base"), registers.get("k_gs_base"))
     assert cpu is not None
     return cpu, [frame for frame in trace.frames if frame.symbol is not None]
 
@@ -100,7 +100,8 @@ def last_record(kernel: Kernel) -> int:
 
 def of_the_cpu_that_asks(kernel: Kernel, machine: Machine) -> None:
     """It calls the function that prints, which is where it stands."""
-    cpu, frames = stack_of(kernel, machine, run_to(machine, kernel.symbol("nmi_cpu_backtrace")))
+    vcpu = run_to(machine, kernel.symbol("nmi_cpu_backtrace"))
+    cpu, frames = stack_of(Unwinder(kernel), machine, vcpu)
     said = printed_stack(kernel, machine, cpu, last_record(kernel))
     outer = next(i for i, line in enumerate(said) if line.startswith("nmi_trigger_cpumask"))
     assert [str(frame) for frame in frames[1:]] == said[outer:]
@@ -110,8 +111,9 @@ def of_the_cpu_that_asks(kernel: Kernel, machine: Machine) -> None:
 
 def of_an_interrupted_cpu(kernel: Kernel, machine: Machine) -> None:
     """It handles an NMI, and prints from where that came."""
+    unwinder = Unwinder(kernel)
     while True:
-        cpu, frames = stack_of(kernel, machine, run_to(machine, kernel.symbol("show_regs")))
+        cpu, frames = stack_of(unwinder, machine, run_to(machine, kernel.symbol("show_regs")))
         entered = [i for i, frame in enumerate(frames) if frame.frame.source is FrameSource.ENTRY]
         assert "exc_nmi" in {frame.symbol for frame in frames}
         if not entered:
