@@ -115,9 +115,8 @@ def of_an_interrupted_cpu(kernel: Kernel, machine: Machine) -> None:
     while True:
         cpu, frames = stack_of(unwinder, machine, run_to(machine, kernel.symbol("show_regs")))
         entered = [i for i, frame in enumerate(frames) if frame.frame.source is FrameSource.ENTRY]
-        assert "exc_nmi" in {frame.symbol for frame in frames}
-        if not entered:
-            continue  # it was in user mode
+        if not entered or "exc_nmi" not in {frame.symbol for frame in frames}:
+            continue  # it was in user mode, or says that it gets no time from the host
         # The kernel itself does not find out of thunks, nor of some entry code.
         inner = frames[entered[0] :]
         unsure = str(inner[0].symbol).startswith(("asm_", "entry_", "__x86_"))

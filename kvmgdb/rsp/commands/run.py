@@ -10,6 +10,8 @@ A guest has no signals: those that GDB passes on (``C``, ``S``) are dropped.
 
 from __future__ import annotations
 
+import asyncio
+
 from kvmgdb.errors import MachineError, UnsupportedError
 from kvmgdb.machine.interface import Action, StopEvent, StopReason
 from kvmgdb.rsp import stop_reply
@@ -139,5 +141,6 @@ def interrupt(session: Session, arguments: bytes) -> Reply:
     """An interrupt as a packet; its stop reply follows."""
     if session.debuggee.holds(session):
         raise UnsupportedError("the guest is stopped already")
-    session.debuggee.interrupt(session)
+    # A backend that stops at once would have its stop reply go out before the answer.
+    asyncio.get_running_loop().call_soon(session.debuggee.interrupt, session)
     return OK
