@@ -253,11 +253,20 @@ class Agent:
             "IOCTL", vcpu=vcpu, argument=self.constant(name), payload=data, doing=f"asked {name}"
         )[0]
 
-    def insert(self, kind: str, gva: int, length: int = 1, gpa: int = 0, hva: int = 0) -> None:
+    def insert(
+        self,
+        kind: str,
+        gva: int,
+        length: int = 1,
+        gpa: int = 0,
+        hva: int = 0,
+        user: bool = False,
+    ) -> None:
         """A breakpoint: SOFTWARE (which needs ``gpa`` and ``hva``), HARDWARE,
-        WRITE or ACCESS. The machine must be stopped. A host whose KVM
-        interprets guest code has no ACCESS, and WRITE there steps the guest."""
-        payload = self._breakpoint(kind, gva, length, gpa, hva)
+        WRITE or ACCESS; ``user`` where programs may execute what is there. The
+        machine must be stopped. A host whose KVM interprets guest code has no
+        ACCESS and nothing for programs, and WRITE there steps the guest."""
+        payload = self._breakpoint(kind, gva, length, gpa, hva, user)
         self._request("INSERT", payload=payload, doing=f"given a breakpoint ({kind.lower()})")
 
     def remove(self, kind: str, gva: int, length: int = 1, gpa: int = 0, hva: int = 0) -> None:
@@ -386,10 +395,12 @@ class Agent:
     def _fields(self, name: str) -> list[str]:
         return [field for field, _ in self._ffi.typeof(f"struct kvmgdb_agent_{name}").fields]
 
-    def _breakpoint(self, kind: str, gva: int, length: int, gpa: int, hva: int) -> bytes:
+    def _breakpoint(
+        self, kind: str, gva: int, length: int, gpa: int, hva: int, user: bool = False
+    ) -> bytes:
+        fields = {"length": length, "user": user, "gva": gva, "gpa": gpa, "hva": hva}
         value = self._ffi.new(
-            "struct kvmgdb_agent_breakpoint *",
-            {"kind": self.constant(kind), "length": length, "gva": gva, "gpa": gpa, "hva": hva},
+            "struct kvmgdb_agent_breakpoint *", {"kind": self.constant(kind), **fields}
         )
         return bytes(self._ffi.buffer(value))
 

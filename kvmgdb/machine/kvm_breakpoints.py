@@ -45,7 +45,8 @@ class SoftwareBreakpoints:
         gpa = self._translate(gva).gpa
         hva = self._machine.hva_of(gpa)
         original = self._machine.memory.read(gpa, 1)[0]
-        self._machine.agent.insert("SOFTWARE", gva, 1, gpa, hva)
+        user = self.is_for_programs(gva)
+        self._machine.agent.insert("SOFTWARE", gva, 1, gpa, hva, user)
         self._planted[gpa] = (gva, hva, original)
 
     def remove(self, gva: int) -> None:
@@ -62,6 +63,14 @@ class SoftwareBreakpoints:
             return self._translate(gva).executable
         except BreakpointError:
             return True
+
+    def is_for_programs(self, gva: int) -> bool:
+        """Whether it is mapped, and programs may execute what is there."""
+        try:
+            place = self._translate(gva)
+        except BreakpointError:
+            return False
+        return place.user and place.executable and bool(place.entries)
 
     def _translate(self, gva: int) -> Translation:
         """A kernel address is mapped on every vCPU, another perhaps on one."""
@@ -124,13 +133,9 @@ class KvmBreakpoints(BreakpointAbility):
             self._insert_software(address)
         else:
             watched = self._length(kind, address, length)
-            try:
-                self._machine.agent.insert(_KINDS[kind], address, watched)
-            except UnsupportedError:
-                error = self._unwatchable(kind)
-                # GDB says no more than that it was refused.
-                self._machine.note(f"{error}: {error.remedy}")
-                raise error from None
+            user = self._machine.software.is_for_programs(address)
+            with self._explained(kind):
+                self._machine.agent.insert(_KINDS[kind], address, watched, user=user)
             self._inserted.add((kind, address, length))
 
     def remove(self, kind: BreakpointKind, address: int, length: int) -> None:
@@ -150,7 +155,18 @@ class KvmBreakpoints(BreakpointAbility):
                 self._machine.agent.insert("HARDWARE", address, 1)
                 self._on_data.add(address)
                 return
-        self._machine.software.insert(address)
+        with self._explained(BreakpointKind.SOFTWARE):
+            self._machine.software.insert(address)
+
+    @contextlib.contextmanager
+    def _explained(self, kind: BreakpointKind) -> Iterator[None]:
+        """GDB says no more than that it was refused."""
+        try:
+            yield
+        except UnsupportedError:
+            error = self._impossible(kind)
+            self._machine.note(f"{error}: {error.remedy}")
+            raise error from None
 
     def _remove_software(self, address: int) -> None:
         if address in self._on_data:
@@ -171,9 +187,16 @@ class KvmBreakpoints(BreakpointAbility):
         return BreakpointKind.WRITE
 
     @staticmethod
-    def _unwatchable(kind: BreakpointKind) -> BreakpointError:
+    def _impossible(kind: BreakpointKind) -> BreakpointError:
         """A KVM that interprets guest code ignores data breakpoints: writes are
-        found by stepping, as long as perf events catch each step's exit."""
+        found by stepping, as long as perf events catch each step's exit. It leaves
+        programs to the processor, and a breakpoint in one to the guest's kernel."""
+        if not kind.is_watchpoint:
+            return BreakpointError(
+                "this host's KVM interprets guest code, but not that of programs: one would "
+                "die of a breakpoint",
+                "break in the kernel, or step the program",
+            )
         if kind is BreakpointKind.ACCESS:
             return BreakpointError(
                 "this host's KVM interprets guest code and cannot watch for reads",

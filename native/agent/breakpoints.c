@@ -44,8 +44,10 @@ struct table {
   int *count;
 };
 
-/* Tried once; what a host's KVM can do does not change. */
-static bool has_watchpoints(void) {
+/* Tried once; what a host's KVM can do does not change. One that interprets
+ * guest code watches no data, and leaves user mode to the processor, whose
+ * breakpoint exceptions go to the guest. */
+static bool interprets_nothing(void) {
   static enum { NOT_TRIED, YES, NO } known = NOT_TRIED;
   if (known == NOT_TRIED)
     known = probe_watchpoints() ? YES : NO;
@@ -56,11 +58,26 @@ static struct table table_of(struct session *session, uint32_t kind) {
   if (kind == KVMGDB_AGENT_SOFTWARE)
     return (struct table){session->software, KVMGDB_AGENT_MAX_BREAKPOINTS,
                           &session->software_count};
-  if (kind == KVMGDB_AGENT_WRITE && !has_watchpoints())
+  if (kind == KVMGDB_AGENT_WRITE && !interprets_nothing())
     return (struct table){session->stepped, KVMGDB_AGENT_MAX_HARDWARE,
                           &session->stepped_count};
   return (struct table){session->hardware, KVMGDB_AGENT_MAX_HARDWARE,
                         &session->hardware_count};
+}
+
+static bool is_for_execution(uint32_t kind) {
+  return kind == KVMGDB_AGENT_SOFTWARE || kind == KVMGDB_AGENT_HARDWARE;
+}
+
+/* Whether a vCPU is there already: it hits before it runs (see debug.c), and a
+ * debugger that steps another one may rely on that. */
+static bool stands_at(const struct session *session, uint64_t gva) {
+  for (int i = 0; i < session->vcpu_count; i++) {
+    const struct kvmgdb_agent_vcpu *shown = &session->shared->vcpu[i];
+    if (shown->registers_valid && shown->sregs.cs.base + shown->regs.rip == gva)
+      return true;
+  }
+  return false;
 }
 
 enum kvmgdb_agent_status
@@ -72,7 +89,10 @@ breakpoints_insert(struct session *session,
   enum kvmgdb_agent_status status = require_stopped(session, error);
   if (status)
     return status;
-  if (wanted->kind == KVMGDB_AGENT_ACCESS && !has_watchpoints())
+  bool for_programs = wanted->user && is_for_execution(wanted->kind) &&
+                      !stands_at(session, wanted->gva);
+  if ((for_programs || wanted->kind == KVMGDB_AGENT_ACCESS) &&
+      !interprets_nothing())
     return agent_fail(error, KVMGDB_AGENT_UNSUPPORTED, 0, -1, 0);
   struct table table = table_of(session, wanted->kind);
   int place = -1;

@@ -162,6 +162,10 @@ static bool take_focus(struct session *session, const uint8_t *actions) {
     const struct kvmgdb_agent_vcpu *shown = &session->shared->vcpu[i];
     if (is_taken_away(session, vcpu, shown))
       continue;
+    /* Another's event came first, and nobody waits for this step any more. */
+    if (actions && actions[i] == KVMGDB_AGENT_CONTINUE &&
+        shown->reason == KVMGDB_AGENT_REASON_STEP)
+      continue;
     session->shared->focus = i;
     return true;
   }
@@ -357,6 +361,28 @@ static enum kvmgdb_agent_status step_over(struct session *session,
   return status;
 }
 
+/*
+ * Whether the instruction under a breakpoint is to be executed. One that a vCPU
+ * came to without a hit (it was stopped there, or sent there) is still to be
+ * hit.
+ */
+static bool is_passed(const struct kvmgdb_agent_vcpu *shown, uint64_t pc,
+                      bool step) {
+  bool hit = shown->reason == KVMGDB_AGENT_REASON_BREAKPOINT ||
+             shown->reason == KVMGDB_AGENT_REASON_HARDWARE;
+  return step || (hit && shown->address == pc);
+}
+
+static void hit(struct session *session, struct vcpu *vcpu, int software,
+                uint64_t pc) {
+  struct kvmgdb_agent_vcpu *shown = &session->shared->vcpu[vcpu->index];
+  shown->reason = software >= 0 ? KVMGDB_AGENT_REASON_BREAKPOINT
+                                : KVMGDB_AGENT_REASON_HARDWARE;
+  shown->address = pc;
+  shown->detail = software >= 0 ? 0 : KVMGDB_AGENT_HARDWARE;
+  vcpu->unshown = true;
+}
+
 /* Gets one vCPU ready; *held when it has an event to show instead. */
 static enum kvmgdb_agent_status prepare(struct session *session,
                                         struct vcpu *vcpu, uint8_t action,
@@ -370,7 +396,13 @@ static enum kvmgdb_agent_status prepare(struct session *session,
   uint64_t pc = program_counter(session, vcpu);
   int software = breakpoints_software_at(session, vcpu, pc);
   enum kvmgdb_agent_status status;
-  if (software >= 0 || breakpoints_hardware_at(session, pc, true)) {
+  bool is_there = software >= 0 || breakpoints_hardware_at(session, pc, true);
+  if (is_there && !is_passed(shown, pc, step)) {
+    hit(session, vcpu, software, pc);
+    *held = true;
+    return KVMGDB_AGENT_OK;
+  }
+  if (is_there) {
     bool block_irq = action != KVMGDB_AGENT_STEP;
     status = step_over(session, vcpu, software, block_irq, error);
     if (status)

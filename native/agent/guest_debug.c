@@ -40,7 +40,7 @@ enum kvmgdb_agent_status guest_debug_apply(struct session *session,
   if (debug.control)
     debug.control |= KVM_GUESTDBG_ENABLE;
   uint64_t generation = execution ? session->debug_generation : UINT64_MAX;
-  if (debug.control == vcpu->debug_applied &&
+  if (debug.control == vcpu->debug_applied && !vcpu->step_forgotten &&
       (!debug.control || generation == vcpu->debug_generation))
     return KVMGDB_AGENT_OK;
 
@@ -67,6 +67,7 @@ enum kvmgdb_agent_status guest_debug_apply(struct session *session,
   vcpu->debug_applied = debug.control & ~(uint32_t)(KVM_GUESTDBG_INJECT_BP |
                                                     KVM_GUESTDBG_INJECT_DB);
   vcpu->debug_generation = generation;
+  vcpu->step_forgotten = false;
   vcpu->walk = debug.control && !session->perf;
   if (!debug.control) {
     if (session->perf)

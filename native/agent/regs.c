@@ -50,7 +50,8 @@ static size_t expected_length(uint32_t id, const void *payload, size_t length) {
   return size;
 }
 
-/* What was written is what the client and the next stop are to see. */
+/* What was written is what the client and the next stop are to see; what KVM
+ * left in kvm_run is old then. */
 static void note_written(struct session *session, struct vcpu *vcpu,
                          uint32_t id, const void *payload) {
   struct kvmgdb_agent_vcpu *shown = &session->shared->vcpu[vcpu->index];
@@ -58,6 +59,10 @@ static void note_written(struct session *session, struct vcpu *vcpu,
     memcpy(&shown->regs, payload, sizeof(shown->regs));
   else if (id == KVMGDB_AGENT_SET_SREGS)
     memcpy(&shown->sregs, payload, sizeof(shown->sregs));
+  else
+    return;
+  vcpu->sync_fresh = false;
+  vcpu->step_forgotten |= id == KVMGDB_AGENT_SET_REGS;
 }
 
 enum kvmgdb_agent_status regs_ioctl(struct session *session, struct vcpu *vcpu,

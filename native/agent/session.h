@@ -99,7 +99,13 @@ struct vcpu {
   int perf_fd;               /* stops the thread at debug exits, -1 */
   uint32_t debug_applied;    /* KVM_GUESTDBG_* */
   uint64_t debug_generation; /* of the breakpoint table it was applied from */
-  bool event; /* a debug exit was held back, and is not yet understood */
+  /* The trap flag that KVM steps by may be gone: only KVM_SET_GUEST_DEBUG sets
+   * it, for the instruction that is next. */
+  bool step_forgotten;
+  bool steps_to_user_mode; /* by `iretq` */
+  uint64_t code_cr3, code_page,
+      code_hva; /* of the last instruction looked at */
+  bool event;   /* a debug exit was held back, and is not yet understood */
   uint32_t event_reason; /* its KVM_EXIT_* */
   uint32_t event_suberror;
   struct kvm_debug_exit_arch event_debug;

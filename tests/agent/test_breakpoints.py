@@ -81,6 +81,29 @@ def test_software_breakpoint_is_hit_again_and_again(vm: Vm) -> None:
     assert Footprint.of(vm) == before
 
 
+@pytest.mark.parametrize("kind", ["SOFTWARE", "HARDWARE"])
+def test_a_vcpu_that_stands_at_a_new_breakpoint_hits_it(vm: Vm, kind: str) -> None:
+    """It has come there without a hit; one that has been told is passed."""
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        for _ in range(5):
+            agent.stop()
+            place = agent.registers(0)["rip"]
+            where = (place, vm.hva + place) if kind == "SOFTWARE" else (0, 0)
+            agent.insert(kind, place, 1, *where)
+            count = vm.quad("counter", 0)
+            agent.resume()
+            assert wait_event(agent) == 0
+            name = "BREAKPOINT" if kind == "SOFTWARE" else kind
+            assert reason(agent, 0) == name
+            assert agent.registers(0)["rip"] == agent.shared.vcpu[0].address == place
+            assert vm.quad("counter", 0) == count
+            agent.remove(kind, place, 1, *where)
+            agent.resume()
+            vm.assert_progress()
+    vm.assert_progress()
+
+
 def test_hardware_breakpoint(vm: Vm) -> None:
     place = vm.symbols["inner_store"]
     with Agent(vm.pid) as agent:

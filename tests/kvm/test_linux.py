@@ -14,7 +14,7 @@ import pytest
 
 from kvmgdb.demo.kernel import Kernel
 from tests.kvm.adopted import LinuxUnderKvm, linux_under_kvm
-from tests.support.gdb import GdbSession
+from tests.support.gdb import GdbError, GdbSession
 from tests.support.require import requires
 from tests.support.server import KvmgdbServer
 
@@ -278,6 +278,58 @@ def test_watching_leaves_no_trap_flag_in_the_guest(
         attached.cli("delete")
         assert attached.integer(f"*(unsigned long *) {top - 32:#x}") == _USER_CS
         assert not attached.integer(f"*(unsigned long *) {top - 24:#x}") & _TRAP_FLAG
+
+
+def test_step_a_program(attached: GdbSession) -> None:
+    """An interpreting KVM gives the exception of each such step to the guest."""
+    _select_vcpu_in_user_mode(attached)
+    thread = attached.cli("thread")
+    passed = set()
+    for _ in range(60):
+        attached.run_to_stop("-exec-step-instruction")
+        assert attached.cli("thread") == thread
+        assert attached.integer("$cs") == _USER_CS
+        assert "TF" not in attached.value("$eflags")
+        passed.add(attached.integer("$pc"))
+    assert len(passed) > 3  # its loop
+    assert max(passed) - min(passed) < 64
+
+
+def test_step_from_the_kernel_into_a_program(attached: GdbSession) -> None:
+    """... and forgets that it steps where `iretq` returns to a program."""
+    attached.cli("hbreak *native_irq_return_iret")
+    attached.cli("condition $bpnum *(unsigned long *) ($sp + 8) == 0x33")
+    for _ in range(10):
+        attached.run_to_stop(seconds=_SLOW)
+        code = attached.cli("x/i $pc")
+        if "iretq" not in code:
+            attached.run_to_stop("-exec-step-instruction")
+        attached.run_to_stop("-exec-step-instruction")
+        assert attached.integer("$cs") == _USER_CS, code
+        attached.run_to_stop("-exec-step-instruction")
+        assert attached.integer("$cs") == _USER_CS
+    attached.cli("delete")
+
+
+@pytest.mark.parametrize("command", ["break", "hbreak"])
+def test_breakpoint_in_a_program(attached: GdbSession, command: str) -> None:
+    """Where the guest's kernel would get the hit it is refused, and says why."""
+    _select_vcpu_in_user_mode(attached)
+    attached.run_to_stop("-exec-step-instruction")
+    behind = attached.integer("$pc")
+    attached.run_to_stop("-exec-step-instruction")
+    attached.cli(f"{command} *{behind:#x}")
+    refusal = ""
+    try:
+        attached.run_to_stop()
+    except GdbError as error:
+        refusal = str(error)
+    if refusal:
+        assert re.search(r"(?i)cannot insert (hardware )?breakpoint", refusal)
+        assert "one would die of a breakpoint" in attached.cli("monitor info")
+    else:
+        assert attached.integer("$pc") == behind
+    attached.cli("delete")
 
 
 def test_continue_and_interrupt(attached: GdbSession, linux: LinuxUnderKvm) -> None:

@@ -195,7 +195,8 @@ struct kvmgdb_agent_attached {
 
 struct kvmgdb_agent_breakpoint {
   uint32_t kind;
-  uint32_t length; /* of what is watched: 1, 2, 4, 8; else 1 */
+  uint16_t length; /* of what is watched: 1, 2, 4, 8; else 1 */
+  uint16_t user;   /* whether programs may execute what is there */
   uint64_t gva;
   uint64_t gpa; /* SOFTWARE: where the byte lies */
   uint64_t hva; /* SOFTWARE: the same in the VMM */

@@ -1,40 +1,8 @@
 #include "harness.h"
 #include "trap_flag.h"
-
-#include <string.h>
+#include "two_pages.h"
 
 enum { RFLAGS = 0x246, STEPPED_RFLAGS = RFLAGS | TRAP_FLAG };
-
-/* Guest memory: a page of stack and one of code; all else is not mapped. */
-struct guest {
-  uint64_t stack_gva, code_gva;
-  uint8_t stack[4096], code[4096];
-};
-
-static bool read_guest(void *context, uint64_t gva, void *buffer, size_t size) {
-  struct guest *guest = context;
-  uint8_t *out = buffer;
-  for (size_t i = 0; i < size; i++) {
-    uint64_t in_stack = gva + i - guest->stack_gva;
-    uint64_t in_code = gva + i - guest->code_gva;
-    if (in_stack < sizeof(guest->stack))
-      out[i] = guest->stack[in_stack];
-    else if (in_code < sizeof(guest->code))
-      out[i] = guest->code[in_code];
-    else
-      return false;
-  }
-  return true;
-}
-
-static void put(struct guest *guest, uint64_t gva, uint64_t value,
-                size_t size) {
-  memcpy(guest->stack + (gva - guest->stack_gva), &value, size);
-}
-
-static struct guest make_guest(void) {
-  return (struct guest){.stack_gva = 0xffffc90000003000, .code_gva = 0x401000};
-}
 
 /* A user program, interrupted: the frame lies at the top of the page. */
 static const struct step_start user = {.rip = 0x401100,
