@@ -16,8 +16,8 @@ from kvmgdb.demo.process import private_directory
 from kvmgdb.demo.qemu import QemuProcess
 from kvmgdb.errors import HostError, MachineError, TargetGoneError, TargetTimeoutError
 
-BOOT_SECONDS = 60.0
-ANSWER_SECONDS = 20.0
+BOOT_SECONDS = 180.0
+ANSWER_SECONDS = 60.0
 PREFIX = b"kvmgdb-guest: "
 
 # The newest kernels fail under QEMU 7.2's TCG with cmpxchg16b; without 5-level

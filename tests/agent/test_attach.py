@@ -225,7 +225,7 @@ def test_qemu_pauses_and_continues_while_it_is_stopped(start_qemu: Start, tmp_pa
         commands = ["qmp_capabilities", *(["stop", "cont"] * cycles)]
         for number, name in enumerate(commands):
             stream.write(json.dumps({"execute": name}).encode() + b"\n")
-            deadline = time.monotonic() + 10.0
+            deadline = time.monotonic() + 60
             while not select.select([connection], [], [], 0.0)[0]:
                 assert time.monotonic() < deadline, f"QEMU hangs at command {number}"
                 agent.stop()

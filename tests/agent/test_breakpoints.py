@@ -41,7 +41,7 @@ def software(agent: Agent, vm: Vm, symbol: str, *, remove: bool = False) -> int:
     return place
 
 
-def wait_event(agent: Agent, seconds: float = 10.0) -> int:
+def wait_event(agent: Agent, seconds: float = 60.0) -> int:
     """The vCPU that stopped by itself."""
     readable = select.select([agent.event_fd], [], [], seconds)[0]
     assert readable, "no event"

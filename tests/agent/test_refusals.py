@@ -102,7 +102,7 @@ def test_a_debugger_traces_it(start: Start) -> None:
             assert gdb.stdin is not None
             gdb.stdin.write(b"detach\nquit\n")
             gdb.stdin.close()
-            gdb.wait(20)
+            gdb.wait(60)
     vm.assert_progress()
     with Agent(vm.pid) as agent:
         agent.attach()

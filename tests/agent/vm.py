@@ -44,7 +44,7 @@ def run(command: Sequence[str]) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 40.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -65,7 +65,7 @@ class Vm:
             self.hva = self._find_ram()
             self._memory = os.open(f"/proc/{self.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
             if runs:
-                wait_until(lambda: all(self.counters()), "the guest to run", 30.0)
+                wait_until(lambda: all(self.counters()), "the guest to run")
         except BaseException:
             self.close()
             raise
@@ -144,7 +144,7 @@ class Vm:
     def set_mode(self, mode: int) -> None:
         os.pwrite(self._memory, struct.pack("<I", mode), self.hva + self.symbols["mode"])
 
-    def assert_progress(self, seconds: float = 40.0) -> None:
+    def assert_progress(self, seconds: float = 90.0) -> None:
         """Every vCPU goes on counting, and the VMM lives."""
         before = self.counters()
         wait_until(

@@ -120,7 +120,7 @@ def test_a_signal_ends_a_command_without_a_word(tmp_path: Path, number: signal.S
     with socket.socket(socket.AF_UNIX) as monitor:
         monitor.bind(str(tmp_path / "silent"))
         monitor.listen()
-        monitor.settimeout(60)
+        monitor.settimeout(120)
         command = [*KVMGDB, "info", f"qmp:{tmp_path}/silent"]
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -128,7 +128,7 @@ def test_a_signal_ends_a_command_without_a_word(tmp_path: Path, number: signal.S
             try:
                 connection, _ = monitor.accept()  # the command waits for a greeting
                 process.send_signal(number)
-                output, errors = process.communicate(timeout=60)
+                output, errors = process.communicate(timeout=120)
                 connection.close()
             finally:
                 process.kill()

@@ -10,8 +10,6 @@ from tests.support.gdb import GdbSession, gdb_batch
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
 
-pytestmark = pytest.mark.timeout(90)
-
 
 def test_breakpoint_is_hit_again_and_again(
     connected: GdbSession, guest: WatchedGuest, hot: int

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from tests.support.gdb import GdbSession, gdb_batch
 from tests.support.polling import wait_for
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
-
-pytestmark = pytest.mark.timeout(90)
 
 
 def test_connect_shows_two_vcpus(gdb_path: str, guest: WatchedGuest, server: KvmgdbServer) -> None:

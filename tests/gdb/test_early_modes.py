@@ -14,7 +14,7 @@ from tests.support.require import requires_qemu
 from tests.support.served import has_stub
 from tests.support.server import KvmgdbServer
 
-pytestmark = [pytest.mark.timeout(90), requires_qemu]
+pytestmark = requires_qemu
 
 
 @pytest.fixture

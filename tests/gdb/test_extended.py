@@ -11,8 +11,6 @@ from tests.support.polling import wait_for
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
 
-pytestmark = pytest.mark.timeout(90)
-
 
 def test_detach_and_attach_again(
     gdb: GdbSession, guest: WatchedGuest, hot: int, server: KvmgdbServer

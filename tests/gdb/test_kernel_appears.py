@@ -11,9 +11,7 @@ from kvmgdb.demo.kernel import Kernel
 from tests.support.gdb import GdbSession
 from tests.support.server import KvmgdbServer
 
-pytestmark = pytest.mark.timeout(240)
-
-BOOT_SECONDS = 90.0
+BOOT_SECONDS = 180.0
 
 
 @pytest.fixture

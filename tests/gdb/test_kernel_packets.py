@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from kvmgdb.linux.identity import LINKED_AT
 from tests.support.gdb import GdbSession
 from tests.support.rsp import RawClient
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
-
-pytestmark = pytest.mark.timeout(90)
 
 
 def test_vmcoreinfo(guest: WatchedGuest, hot: int, server: KvmgdbServer) -> None:

@@ -12,8 +12,6 @@ from tests.support.gdb import GdbError, GdbSession, gdb_batch
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
 
-pytestmark = pytest.mark.timeout(90)
-
 _HUGE_PAGE = 2 << 20
 
 

@@ -11,8 +11,6 @@ from tests.support.gdb import GdbError, GdbSession, gdb_batch
 from tests.support.served import WatchedGuest
 from tests.support.server import ROOT, KvmgdbServer
 
-pytestmark = pytest.mark.timeout(90)
-
 
 def test_what_it_tells(gdb_path: str, guest: WatchedGuest, server: KvmgdbServer) -> None:
     banner = guest.symbol("linux_banner")

@@ -15,8 +15,6 @@ from tests.support.gdb import GdbError, GdbSession, gdb_batch
 from tests.support.rsp import RawClient
 from tests.support.server import KvmgdbServer
 
-pytestmark = pytest.mark.timeout(120)
-
 _MODULE_FILE = "/modules/1"
 _MODULE = "loop"
 

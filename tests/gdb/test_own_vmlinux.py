@@ -22,8 +22,6 @@ from tests.support.require import SYSTEM_GDB
 from tests.support.served import WatchedGuest
 from tests.support.server import ROOT, KvmgdbServer
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(scope="module")
 def linked(linux_kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:

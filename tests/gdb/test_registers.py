@@ -9,8 +9,6 @@ import pytest
 from tests.support.gdb import GdbError, GdbSession
 from tests.support.served import WatchedGuest
 
-pytestmark = pytest.mark.timeout(90)
-
 _GENERAL = ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "rip"]
 _GENERAL += [f"r{number}" for number in range(8, 16)]
 _CONTROL = ["cr0", "cr2", "cr3", "cr4", "efer"]

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from tests.support.gdb import GdbSession, gdb_batch
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
-
-pytestmark = pytest.mark.timeout(90)
 
 
 def _disassemble(gdb: GdbSession, address: int, count: int) -> list[int]:

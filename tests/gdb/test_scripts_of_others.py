@@ -6,13 +6,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.support.gdb import GdbError, GdbSession, gdb_batch
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
-
-pytestmark = pytest.mark.timeout(90)
 
 
 def _packet(gdb: GdbSession, payload: str) -> str:

@@ -12,8 +12,6 @@ from tests.support.rsp import RawClient, frame
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
 
-pytestmark = pytest.mark.timeout(90)
-
 
 @pytest.fixture
 def second(connected: GdbSession, gdb_path: str, server: KvmgdbServer) -> Iterator[GdbSession]:

@@ -17,7 +17,7 @@ from kvmgdb.machine.own_vmm import vmm_path
 from tests.support.polling import wait_for
 
 SOURCES = Path(__file__).resolve().parents[1] / "guests" / "freestanding"
-BOOT_SECONDS = 60.0
+BOOT_SECONDS = 180.0
 QEMU = (
     *("qemu-system-x86_64", "-accel", "kvm", "-cpu", "kvm64,-cx16", "-m", "64"),
     *("-display", "none", "-nodefaults", "-smp", "2"),

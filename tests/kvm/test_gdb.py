@@ -17,7 +17,7 @@ from tests.support.gdb import GdbSession, gdb_batch
 from tests.support.require import requires
 from tests.support.server import KvmgdbServer
 
-pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(150)]
+pytestmark = requires("kvm", "qemu", "cc")
 
 _NOBODY = 65534
 

@@ -18,7 +18,7 @@ from tests.support.gdb import GdbError, GdbSession
 from tests.support.require import requires
 from tests.support.server import KvmgdbServer
 
-pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(240)]
+pytestmark = requires("kvm", "qemu", "cc")
 
 _VCPUS = 2
 _TRAP_FLAG = 1 << 8

@@ -13,7 +13,7 @@ from tests.linux.commands import answer, kvmgdb, log_of
 from tests.linux.test_variants import OUTERMOST
 from tests.support.require import requires
 
-pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.slow]
 
 _COMPUTING = {"init", "compute-1", "compute-2", "compute-3"}
 

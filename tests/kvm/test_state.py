@@ -8,8 +8,6 @@ import socket
 from contextlib import closing
 from pathlib import Path
 
-import pytest
-
 from kvmgdb.machine.kvm import KvmMachine
 from kvmgdb.machine.target import parse_target
 from tests.kvm.guests import own_vmm_guest, qemu_guest
@@ -17,13 +15,13 @@ from tests.support.polling import wait_for
 from tests.support.qemu import qmp
 from tests.support.require import requires
 
-pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(120)]
+pytestmark = requires("kvm", "qemu", "cc")
 
 
 def _wait_for_state(machine: object, state: str) -> None:
     """The guest is on its way there, and the host may be busy."""
     assert isinstance(machine, KvmMachine)
-    wait_for(f"the state {state!r}", lambda: machine.info().state == state, 30.0)
+    wait_for(f"the state {state!r}", lambda: machine.info().state == state)
 
 
 def test_qemu_that_its_monitor_pauses(tmp_path: Path) -> None:
@@ -43,7 +41,7 @@ def test_qemu_that_its_monitor_pauses(tmp_path: Path) -> None:
             it.connect(str(monitor))  # somebody else has the monitor
             assert it.recv(1)
             _wait_for_state(machine, "paused (by its VMM)")
-        wait_for("the monitor is free", lambda: qmp(monitor, "cont") == {}, 20.0)
+        wait_for("the monitor is free", lambda: qmp(monitor, "cont") == {})
         with closing(parse_target(str(pid)).open()) as machine:
             _wait_for_state(machine, "running")
 

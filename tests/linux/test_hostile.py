@@ -27,7 +27,7 @@ from kvmgdb.machine.native import Memory
 
 PAGE = 4096
 ROUNDS = 40
-ROUND_SECONDS = 20.0
+ROUND_SECONDS = 60.0
 
 
 class Liar:
@@ -112,7 +112,6 @@ def structures(kernel: Kernel) -> list[tuple[int, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_random_lies(liar: Liar, deceived: Kernel) -> None:
     generator = random.Random(20260101)
     places = structures(deceived)

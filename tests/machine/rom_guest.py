@@ -52,7 +52,7 @@ def build_rom() -> Rom:
 
 def _run(command: list[str], directory: Path) -> str:
     result = subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, timeout=30, check=False
+        command, cwd=directory, capture_output=True, text=True, timeout=90, check=False
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

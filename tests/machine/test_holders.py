@@ -55,7 +55,7 @@ def client(address: SocketAddress, sends: bool = True) -> Iterator[int]:
         yield process.pid
     finally:
         process.stdin.close()
-        process.wait(timeout=30)
+        process.wait(timeout=90)
         process.stdout.close()
 
 
@@ -99,7 +99,7 @@ def test_a_command_is_fit_to_be_shown() -> None:
     assert process.stdout is not None
     process.stdout.readline()
     said = command_of(process.pid)
-    process.communicate(b"\n", timeout=30)
+    process.communicate(b"\n", timeout=90)
     assert said.startswith(f"PID {process.pid}: {sys.executable} -c")
     assert " ?[2Jxxx" in said
     assert len(said) < 300

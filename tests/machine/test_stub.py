@@ -277,7 +277,7 @@ def test_a_server_that_is_killed_gives_the_guest_back(rom_guest: RomGuest) -> No
         except (OSError, ValueError):
             return False  # the guardian holds the monitor
 
-    wait_for("the guest runs without a stub", given_back, 10)
+    wait_for("the guest runs without a stub", given_back)
 
     def count() -> str:
         return rom_guest.hmp(f"xp /1gx {COUNTERS:#x}")

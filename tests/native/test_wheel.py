@@ -15,7 +15,7 @@ import pytest
 from tests.kvm.guests import image, own_vmm_guest
 from tests.support.require import requires
 
-pytestmark = [requires("kvm", "cc"), pytest.mark.timeout(300)]
+pytestmark = requires("kvm", "cc")
 
 ROOT = Path(__file__).parents[2]
 # What setup leaves in the sources, and what is no part of the package.

@@ -16,7 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.support.require import SPEEDSCOPE, chromium
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 T = TypeVar("T")
 

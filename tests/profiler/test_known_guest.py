@@ -25,7 +25,7 @@ from tests.support.polling import wait_for
 from tests.support.qemu import TCG, Qemu
 from tests.support.require import requires
 
-pytestmark = [requires("qemu", "cc"), pytest.mark.timeout(240)]
+pytestmark = requires("qemu", "cc")
 
 SHARES = {"split_a": 0.60, "split_b": 0.25, "split_c": 0.15}
 SAMPLES = int(os.environ.get("KVMGDB_PROFILE_SAMPLES", "1500"))

@@ -32,7 +32,7 @@ from tests.profiler.sampled import Sampled, sample
 from tests.support.qemu import qmp
 from tests.support.require import requires
 
-pytestmark = [requires("qemu", "cc"), pytest.mark.timeout(300)]
+pytestmark = requires("qemu", "cc")
 
 TIMER = ["asm_sysvec_apic_timer_interrupt", "sysvec_apic_timer_interrupt"]
 # What the demo's workers do (kvmgdb/demo/init.c): their own function, and one of the

@@ -21,7 +21,7 @@ from tests.support.polling import wait_for
 from tests.support.qemu import TCG, Qemu, free_port
 from tests.support.require import requires
 
-pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(180)]
+pytestmark = requires("kvm", "qemu", "cc")
 
 SECONDS = 60.0
 

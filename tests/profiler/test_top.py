@@ -78,7 +78,7 @@ def take_all(live: Live) -> None:
         live.update()
         return live.tree(View()).root.total >= TOTAL
 
-    wait_for("the samples", arrived, 30)
+    wait_for("the samples", arrived)
 
 
 def lines(found: Page) -> list[str]:
@@ -159,13 +159,13 @@ def test_searches(live: Live) -> None:
 
 def test_a_pause_lets_the_machine_be(live: Live) -> None:
     live.pause(True)
-    wait_for("the pause", lambda: live.phase is Phase.PAUSED, 30)
+    wait_for("the pause", lambda: live.phase is Phase.PAUSED)
     assert (KnownSource.opened, KnownSource.closed) == (1, 1)
     live.update()
     # What was seen is still there to be looked at.
     assert live.tree(View()).root.total == TOTAL
     live.pause(False)
-    wait_for("new samples", lambda: KnownSource.opened == 2, 30)
+    wait_for("new samples", lambda: KnownSource.opened == 2)
     take_all(live)
     assert live.tree(View()).root.total == TOTAL
 
@@ -180,7 +180,7 @@ def test_old_samples_are_let_go() -> None:
             live.update()
             return live.tree(View()).root.total == 0
 
-        wait_for("that old samples go", gone, 30)
+        wait_for("that old samples go", gone)
         assert live.busy() is None
 
 
@@ -188,7 +188,7 @@ def test_the_end_of_a_machine_is_told() -> None:
     recording = known()
     recording.take_samples()
     with Live(recording, lambda: EndingSource(recording), 600.0) as live:
-        wait_for("the end", lambda: live.over, 30)
+        wait_for("the end", lambda: live.over)
         live.update()
         assert str(live.error) == "the machine has ended"
         assert live.phase is Phase.ENDED
@@ -200,7 +200,7 @@ def test_a_fault_of_ours_is_not_swallowed() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError), Live(known(), broken, 1.0) as live:
-        wait_for("the end", lambda: live.over, 30)
+        wait_for("the end", lambda: live.over)
 
 
 # ---- a real guest in a real terminal ----------------------------------------
@@ -257,7 +257,7 @@ def test_a_guest_in_a_terminal(linux_guest: LinuxGuest, tmp_path: Path) -> None:
         terminal.resize(20, 8)
         screen = terminal.see(" TOTAL FUNCTION")
         assert len(screen.splitlines()) == 8
-        terminal.resize(100, 30)
+        terminal.resize(100)
         terminal.see("   SELF   TOTAL  FUNCTION")
         terminal.keys("Space")
         terminal.see("sampling")
@@ -298,7 +298,6 @@ def test_a_machine_that_ends(start_linux_guest: StartGuest, tmp_path: Path) -> N
 
 
 @requires("tmux")
-@pytest.mark.timeout(400)
 def test_a_guest_that_starts_again(start_linux_guest: StartGuest, tmp_path: Path) -> None:
     monitor = tmp_path / "qmp2"
     second = ("-action", "reboot=reset", "-qmp", f"unix:{monitor},server=on,wait=off")

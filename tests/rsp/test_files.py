@@ -13,8 +13,6 @@ from kvmgdb.symbols import SymbolFile
 from tests.rsp.conftest import NewClient
 from tests.rsp.wire import SECONDS, Client
 
-pytestmark = pytest.mark.timeout(30)
-
 _READ_ONLY, _WRITE_ONLY, _READ_WRITE, _CREATE = 0, 1, 2, 0x200
 _ENOENT, _EBADF, _EINVAL, _EMFILE, _EROFS = b"2", b"9", b"16", b"18", b"1e"
 

@@ -14,7 +14,7 @@ from kvmgdb.rsp.debuggee import Debuggee
 from kvmgdb.rsp.server import Server  # noqa: F401  (registers the packet handlers)
 from kvmgdb.rsp.session import Session
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 def checksum(payload: bytes) -> bytes:

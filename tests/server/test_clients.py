@@ -11,8 +11,6 @@ from tests.support.rsp import RawClient, frame
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def test_a_connection_that_says_nothing_does_not_stop_the_guest(
     server: KvmgdbServer, guest: WatchedGuest

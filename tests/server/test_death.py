@@ -13,8 +13,6 @@ from tests.support.rsp import RawClient, frame
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture
 def client(server: KvmgdbServer, hot: int) -> Iterator[RawClient]:

@@ -15,7 +15,7 @@ from tests.support.rsp import RawClient, frame
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
 
-pytestmark = [pytest.mark.timeout(60), requires_qemu]
+pytestmark = requires_qemu
 
 
 def test_stopped_while_gdb_waits(

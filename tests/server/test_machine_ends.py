@@ -13,15 +13,13 @@ from tests.support.qemu import TCG, Qemu
 from tests.support.rsp import RawClient, frame
 from tests.support.server import KvmgdbServer
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def _end(firmware: Qemu, how: str) -> None:
     if how == "killed":
         firmware.process.kill()
     else:
         firmware.process.send_signal(signal.SIGTERM)  # QEMU quits
-    firmware.process.wait(10)
+    firmware.process.wait(60)
 
 
 def _assert_alive_and_clear(server: KvmgdbServer) -> None:

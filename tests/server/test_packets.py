@@ -10,8 +10,6 @@ from tests.support.rsp import RawClient, expand, frame
 from tests.support.served import WatchedGuest
 from tests.support.server import KvmgdbServer
 
-pytestmark = pytest.mark.timeout(60)
-
 _PACKET_SIZE = 0x80000
 
 

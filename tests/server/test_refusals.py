@@ -25,7 +25,7 @@ from tests.support.rsp import RawClient
 from tests.support.served import WatchedGuest, has_stub
 from tests.support.server import KVMGDB, ROOT, KvmgdbServer, kvmgdb
 
-pytestmark = [pytest.mark.timeout(60), requires_qemu]
+pytestmark = requires_qemu
 
 
 def _refused(*arguments: str, status: int = 1) -> str:
@@ -123,7 +123,7 @@ def test_a_server_that_is_no_stub(tmp_path: Path) -> None:
         with connection:
             connection.recv(100)
             connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
-        _, text = process.communicate(timeout=30)
+        _, text = process.communicate(timeout=90)
     assert process.returncode == 1
     assert re.search(r"127.0.0.1:\d+ (has closed|does not)", text), text
     assert "Traceback" not in text
@@ -191,7 +191,7 @@ def test_another_user_is_denied(guest: WatchedGuest) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
@@ -229,7 +229,7 @@ def test_too_few_open_files_allowed(firmware: Qemu) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=90,
         )
         assert done.returncode == 1, done.stderr
         assert "Too many open files" in done.stderr

@@ -16,8 +16,6 @@ from tests.support.polling import wait_for
 from tests.support.rsp import RawClient
 from tests.support.server import KvmgdbServer, kvmgdb
 
-pytestmark = pytest.mark.timeout(90)
-
 
 @pytest.fixture
 def halted(linux_kernel: Kernel) -> Iterator[KvmgdbServer]:

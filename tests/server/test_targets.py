@@ -18,7 +18,7 @@ from tests.support.rsp import RawClient
 from tests.support.served import WatchedGuest
 from tests.support.server import KVMGDB, ROOT, KvmgdbServer, kvmgdb
 
-pytestmark = [pytest.mark.timeout(60), requires_qemu]
+pytestmark = requires_qemu
 
 
 def test_list(guest: WatchedGuest) -> None:
@@ -75,12 +75,12 @@ def test_the_only_machine(tmp_path: Path) -> None:
         text=True,
     ) as process:
         try:
-            wait_for("it serves", (tmp_path / "gdb").exists, 20)
+            wait_for("it serves", (tmp_path / "gdb").exists)
             with RawClient(str(tmp_path / "gdb")) as client:
                 assert client.request(b"?").startswith(b"T05")
                 assert re.search(r"^machine +alone$", client.monitor("info"), re.MULTILINE)
                 client.monitor("quit")
-            assert process.wait(15) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
         assert process.stderr is not None

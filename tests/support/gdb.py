@@ -12,7 +12,7 @@ from typing import Any
 
 from pygdbmi.IoManager import IoManager
 
-COMMAND_SECONDS = 30.0
+COMMAND_SECONDS = 90.0
 _QUIET = (
     "set debuginfod enabled off",
     "set pagination off",
@@ -51,7 +51,7 @@ class GdbOutput:
         return self.stdout + self.stderr
 
 
-def gdb_batch(path: str, *commands: str, seconds: float = 60.0) -> GdbOutput:
+def gdb_batch(path: str, *commands: str, seconds: float = 180.0) -> GdbOutput:
     """Runs ``gdb -batch -ex COMMAND...``; a GDB that does not end in time fails the test."""
     arguments = [word for command in commands for word in ("-ex", command)]
     process = subprocess.Popen(
@@ -143,7 +143,7 @@ class GdbSession:
         """Ends GDB. A guest that it is connected to stays as the server leaves it."""
         try:
             self._send("-gdb-exit")
-            self._process.wait(5)
+            self._process.wait(20)
         except (AssertionError, subprocess.TimeoutExpired):
             self.kill()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):

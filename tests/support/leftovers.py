@@ -38,7 +38,7 @@ def find() -> list[Leftover]:
     return found
 
 
-def collect(patience: float = 10.0) -> list[Leftover]:
+def collect(patience: float = 30.0) -> list[Leftover]:
     """What is still there after ``patience`` seconds; it is killed."""
     deadline = time.monotonic() + patience
     while (found := find()) and time.monotonic() < deadline:

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(what: str, condition: Callable[[], T], seconds: float = 10.0) -> T:
+def wait_for(what: str, condition: Callable[[], T], seconds: float = 60.0) -> T:
     """The first true value of ``condition``; AssertionError after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:

@@ -12,7 +12,7 @@ from kvmgdb.demo.guest import TCG
 from kvmgdb.demo.qemu import QemuProcess
 
 KVM = ("-accel", "kvm", "-cpu", "kvm64,-cx16")
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 __all__ = ["KVM", "MEMORY_BACKENDS", "TCG", "Qemu", "free_port", "memory_arguments", "qmp"]
 

@@ -37,7 +37,7 @@ def _program(*names: str) -> str:
 def _gdb(path: str, version: str) -> str:
     try:
         output = subprocess.run(
-            [path, "-nx", "--version"], capture_output=True, timeout=30, check=True, text=True
+            [path, "-nx", "--version"], capture_output=True, timeout=90, check=True, text=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return f"{path} does not run: {error}"
@@ -67,7 +67,7 @@ def _ia32() -> str:
         command = ["gcc", *flags, "-x", "c", "-o", binary, "-"]
         try:
             subprocess.run(command, input=text, text=True, check=True, capture_output=True)
-            subprocess.run([binary], check=True, timeout=30)
+            subprocess.run([binary], check=True, timeout=90)
         except (OSError, subprocess.SubprocessError) as error:
             return f"32-bit programs cannot be made or run: {error}"
     return ""

@@ -6,7 +6,7 @@ import socket
 import struct
 import time
 
-SECONDS = 15.0
+SECONDS = 60.0
 
 
 def frame(payload: bytes) -> bytes:

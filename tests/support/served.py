@@ -93,7 +93,7 @@ class WatchedGuest:
     def has_stub(self) -> bool:
         return has_stub(self.qmp)
 
-    def wait_given_back(self, seconds: float = 10.0) -> None:
+    def wait_given_back(self, seconds: float = 60.0) -> None:
         """Waits until the guest runs and QEMU has no stub any more, then makes sure
         that the guest gets on: none of our breakpoints stops it."""
         wait_for("QEMU's stub is gone", lambda: not self.has_stub, seconds)

@@ -14,14 +14,14 @@ from pathlib import Path
 from kvmgdb.demo.process import end, start
 from tests.support.polling import wait_for
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 ROOT = Path(__file__).resolve().parents[2]
 KVMGDB = (sys.executable, "-m", "kvmgdb")
 
 _WAITING = re.compile(r"waiting for GDB: gdb -ex 'target remote (.+)'")
 
 
-def kvmgdb(*arguments: str, seconds: float = 30.0) -> subprocess.CompletedProcess[str]:
+def kvmgdb(*arguments: str, seconds: float = 90.0) -> subprocess.CompletedProcess[str]:
     """A command that ends by itself, such as ``kvmgdb list``."""
     return subprocess.run(
         [*KVMGDB, *arguments],
@@ -82,7 +82,7 @@ class KvmgdbServer:
         """All that the server printed so far."""
         return self._log.read_text(errors="replace")
 
-    def wait_printed(self, pattern: str, seconds: float = 10.0) -> re.Match[str]:
+    def wait_printed(self, pattern: str, seconds: float = 60.0) -> re.Match[str]:
         """Waits for a line that matches; the server must not end before."""
 
         def found() -> re.Match[str] | None:
@@ -109,9 +109,9 @@ class KvmgdbServer:
         """Sends a signal and returns the exit status."""
         self._expected_status = None
         self.process.send_signal(number)
-        return self.process.wait(15)
+        return self.process.wait(60)
 
-    def wait(self, seconds: float = 15.0) -> int:
+    def wait(self, seconds: float = 60.0) -> int:
         """Waits until the server ends by itself; returns its exit status."""
         self._expected_status = None
         return self.process.wait(seconds)
@@ -120,7 +120,7 @@ class KvmgdbServer:
         try:
             if self._expected_status is not None and self.running:
                 self.process.send_signal(signal.SIGTERM)
-                self.process.wait(15)
+                self.process.wait(60)
             printed = self.printed()
             for mistake in ("Traceback", "internal error", "never retrieved", "never awaited"):
                 assert mistake not in printed, printed

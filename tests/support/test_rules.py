@@ -68,4 +68,4 @@ assert leftovers.find() == []
 
 
 def test_a_process_left_running_is_found_and_killed() -> None:
-    subprocess.run([sys.executable, "-c", LEAVES_SOMETHING], cwd=ROOT, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", LEAVES_SOMETHING], cwd=ROOT, check=True, timeout=90)

@@ -31,7 +31,7 @@ class Terminal:
             check=True,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=90,
             env={**environment, "TERM": "xterm", "LC_ALL": "C.UTF-8"},
         ).stdout
 
@@ -43,7 +43,7 @@ class Terminal:
 
     def hang_up(self) -> None:
         """Ends the terminal under the program; harmless the second time."""
-        subprocess.run(["tmux", "-S", self._socket, "kill-server"], capture_output=True, timeout=30)
+        subprocess.run(["tmux", "-S", self._socket, "kill-server"], capture_output=True, timeout=90)
 
     def keys(self, *names: str) -> None:
         """Presses keys, by tmux's names for them."""

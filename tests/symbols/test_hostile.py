@@ -63,7 +63,6 @@ def test_a_kind_of_type_that_nobody_knows(liar: Liar, deceived: Kernel, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_random_lies_about_types_and_frames(liar: Liar, deceived: Kernel, tmp_path: Path) -> None:
     generator = random.Random(20210615)
     start, end = deceived.symbol("__start_BTF"), deceived.symbol("__stop_BTF")

@@ -70,7 +70,7 @@ class VcpuThread:
         that the VMM never sees that. Elsewhere in the VMM it is let go, and tried again."""
         if self._stopped:
             return
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not self._stop_once(deadline):
             assert time.monotonic() < deadline, "the thread is not in KVM_RUN"
             self.resume()

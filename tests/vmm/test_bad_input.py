@@ -96,7 +96,7 @@ def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
     )
     if "unshare failed" in result.stderr:
         cannot("needs the right to make a mount namespace")

@@ -173,11 +173,11 @@ def test_an_inherited_socket_is_a_client() -> None:
         ) as process,
     ):
         theirs.close()
-        ours.settimeout(30)
+        ours.settimeout(90)
         ours.sendall(b"status\n")
         assert b'"state":"paused"' in ours.recv(4096)
         ours.sendall(b"quit\n")
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
 
 
 def test_the_socket_of_a_living_machine_is_not_taken() -> None:
@@ -202,7 +202,7 @@ def test_the_socket_of_a_dead_machine_is_taken_over(tmp_path: Path) -> None:
         process.stdout.read(1)
         with Control(path) as control:
             control.command("quit")
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
 
 
 def test_a_file_in_the_way_of_the_socket_stays(tmp_path: Path) -> None:

@@ -89,7 +89,6 @@ def _uncompressed(kernel: KernelFiles) -> bytes:
 
 
 @requires("lz4")
-@pytest.mark.timeout(240)
 def test_a_kernel_that_is_booting(linux_kernel: KernelFiles, tmp_path: Path) -> None:
     """It prints its memory map within a few million instructions, and has neither
     tasks nor modules then."""

@@ -76,7 +76,7 @@ def qemu_zero_page(kernel: Path, initrd: Path, directory: Path) -> bytes:
         stdin=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not stub.exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -20,7 +20,7 @@ PROGRAM = ROOT / "native" / "vmm" / "build" / "asan" / "kvmgdb-vmm"
 GUESTS = ROOT / "tests" / "guests" / "freestanding" / "build"
 
 # Generous: the machine may emulate, and other tests run beside this one.
-SECONDS = 30.0
+SECONDS = 90.0
 
 
 @functools.cache

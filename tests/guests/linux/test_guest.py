@@ -109,7 +109,7 @@ def test_qemu_dies_with_whoever_started_it() -> None:
         pid = int(starter.stdout.readline())
         assert b"qemu-system" in Path(f"/proc/{pid}/cmdline").read_bytes()
         os.kill(starter.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not Path(f"/proc/{pid}").exists()
