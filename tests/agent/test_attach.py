@@ -122,20 +122,31 @@ def test_one_vcpu_stops_alone(start: Start) -> None:
         vm.assert_progress()
 
 
+def _stop_halted(agent: Agent, vm: Vm) -> None:
+    """Stops them once each has come to its HLT."""
+
+    def halted() -> bool:
+        agent.stop()
+        if all(agent.registers(vcpu)["rip"] == vm.symbols["do_halt"] + 1 for vcpu in range(2)):
+            return True
+        agent.resume()
+        return False
+
+    wait_until(halted, "both vCPUs to halt")
+
+
 @pytest.mark.parametrize("option", ["", "irqchip"])
 def test_halted_vcpu_stops(start: Start, option: str) -> None:
     """In the kernel with an irqchip, in the VMM without."""
     vm = start(2, *option.split())
     vm.set_mode(HALT)
-    time.sleep(0.1)
     with Agent(vm.pid) as agent:
         agent.attach()
-        agent.stop(timeout=1.0)
+        _stop_halted(agent, vm)
         for vcpu in range(2):
             assert kvm_regs(agent, vcpu)[16] == agent.registers(vcpu)["rip"]
             state = "STOPPED" if option else "HALTED"
             assert agent.shared.vcpu[vcpu].state == agent.constant(f"VCPU_{state}")
-            assert agent.registers(vcpu)["rip"] == vm.symbols["do_halt"] + 1
         agent.resume()
         agent.stop()
     assert vm.process.poll() is None
@@ -148,11 +159,12 @@ def test_halted_vcpus_of_qemu_stop(start_qemu: Start, irqchip: str) -> None:
     may be put back as it was found there."""
     vm = start_qemu(2, "-machine", f"pc,kernel-irqchip={irqchip}")
     vm.set_mode(HALT)
-    time.sleep(0.1)
     with Agent(vm.pid) as agent:
         agent.attach()
+        _stop_halted(agent, vm)
+        agent.resume()
         for _ in range(10):
-            agent.stop(timeout=1.0)
+            agent.stop()
             for vcpu in range(2):
                 assert agent.registers(vcpu)["rip"] == vm.symbols["do_halt"] + 1
             agent.resume()

@@ -139,7 +139,7 @@ def test_exits_while_we_attach(program: Program) -> None:
                 killer.start()
                 try:
                     agent.attach()
-                    assert select.select([agent.event_fd], [], [], 20.0)[0]
+                    assert select.select([agent.event_fd], [], [], 60.0)[0]
                     assert agent.shared.gone
                 except (TargetGoneError, TargetNotFoundError, AccessDeniedError) as error:
                     said.append(error)
@@ -230,7 +230,7 @@ def _use(vm: Vm, connected: Agent) -> None:
         agent.stop()
         agent.insert("SOFTWARE", place, gpa=place, hva=vm.hva + place)
         agent.resume()
-        assert select.select([agent.event_fd], [], [], 20.0)[0]
+        assert select.select([agent.event_fd], [], [], 60.0)[0]
         assert agent.registers(agent.shared.focus)["rip"] == place
         agent.remove("SOFTWARE", place, gpa=place, hva=vm.hva + place)
         agent.detach()
@@ -263,7 +263,7 @@ def test_exits_while_attached(start: Start) -> None:
     with Agent(vm.pid) as agent:
         agent.attach()
         vm.process.kill()
-        assert select.select([agent.event_fd], [], [], 10.0)[0]
+        assert select.select([agent.event_fd], [], [], 60.0)[0]
         assert agent.shared.gone
         with pytest.raises(TargetGoneError):
             agent.stop()
@@ -272,7 +272,7 @@ def test_exits_while_attached(start: Start) -> None:
 def test_a_stuck_vcpu_times_out_and_the_others_go_on(start: Start) -> None:
     vm = start(2)
     vm.set_mode(STUCK)  # both: their VMM threads wait for ever in an OUT
-    time.sleep(0.1)
+    wait_until(lambda: sum(map(_is_pausing, vm.tids())) == 3, "both vCPUs to be stuck")
     with Agent(vm.pid) as agent, pytest.raises(TargetTimeoutError, match="port I/O"):
         agent.attach(timeout=0.3)
     assert vm.process.poll() is None
@@ -285,8 +285,8 @@ def test_one_stuck_vcpu_leaves_the_other_running(start: Start) -> None:
         agent.attach()
         agent.stop(1)
         vm.set_mode(STUCK)
-        time.sleep(0.1)
-        vm.set_mode(0)
+        wait_until(lambda: sum(map(_is_pausing, vm.tids())) == 2, "vCPU 0 to be stuck")
+        vm.set_mode(COMPUTE)
         agent.resume()
         with pytest.raises(TargetTimeoutError, match="vCPU 0"):
             agent.stop(timeout=0.3)
@@ -319,6 +319,11 @@ def test_a_vmm_that_waits_for_a_reader_of_its_output(start: Start) -> None:
     assert Footprint.of(vm) == before
 
 
+def _is_pausing(tid: int) -> bool:
+    """In pause(), as the VMM's first thread always is."""
+    return Path(f"/proc/{tid}/syscall").read_text().startswith("34 ")
+
+
 def _is_writing(tid: int) -> bool:
     return Path(f"/proc/{tid}/syscall").read_text().startswith("1 0x1 ")
 
@@ -335,7 +340,7 @@ def test_seccomp_filter_is_suspended(start: Start) -> None:
             agent.ioctl(0, "GET_REGS", bytes(144))
             agent.insert("SOFTWARE", place, gpa=place, hva=vm.hva + place)
             agent.resume()
-            assert select.select([agent.event_fd], [], [], 10.0)[0]
+            assert select.select([agent.event_fd], [], [], 60.0)[0]
             agent.clear_event()
             agent.remove("SOFTWARE", place, gpa=place, hva=vm.hva + place)
             agent.resume()
@@ -366,12 +371,12 @@ def test_an_ordinary_user_and_their_own_vmm(start: Start, unprivileged: Path) ->
             agent.stop()
             agent.insert("SOFTWARE", place, gpa=place, hva=vm.hva + place)
             agent.resume()
-            assert select.select([agent.event_fd], [], [], 10.0)[0]
+            assert select.select([agent.event_fd], [], [], 60.0)[0]
             agent.clear_event()
             vcpu = agent.shared.focus
             assert agent.registers(vcpu)["rip"] == place
             agent.resume({vcpu: "STEP"})
-            assert select.select([agent.event_fd], [], [], 10.0)[0]
+            assert select.select([agent.event_fd], [], [], 60.0)[0]
             agent.clear_event()
             agent.remove("SOFTWARE", place, gpa=place, hva=vm.hva + place)
             agent.resume()

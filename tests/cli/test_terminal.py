@@ -60,7 +60,7 @@ def test_a_character_set_without_the_letters_of_a_name_is_no_error(named: Qemu) 
         env={**os.environ, "PYTHONIOENCODING": "iso8859-5"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     assert "\\xfc" in result.stdout
@@ -98,7 +98,7 @@ def test_a_number_beyond_all_bounds_is_no_process() -> None:
 def test_an_output_that_is_full_is_named(arguments: tuple[str, ...]) -> None:
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(
-            [*KVMGDB, *arguments], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=60
+            [*KVMGDB, *arguments], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=120
         )
     assert result.returncode == 1
     expected = b"kvmgdb: the output cannot be written: No space left on device\n"
@@ -110,7 +110,7 @@ def test_a_reader_that_leaves_is_no_error_to_speak_of() -> None:
     os.close(reader)
     with os.fdopen(writer, "wb") as pipe:
         result = subprocess.run(
-            [*KVMGDB, "list"], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, timeout=60
+            [*KVMGDB, "list"], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, timeout=120
         )
     assert (result.returncode, result.stderr) == (1, b"")
 

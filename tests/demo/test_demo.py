@@ -44,7 +44,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=400,
     )
 
 
@@ -170,7 +170,7 @@ def test_interactive() -> None:
     terminal.expect('"vCPU 1 ')
     terminal.type("continue\n")
     terminal.expect("Continuing.")
-    time.sleep(0.5)
+    time.sleep(2.0)  # until GDB no longer takes it for itself
     terminal.type("\x03")
     terminal.expect("SIGINT")
     terminal.type("detach\n")

@@ -52,7 +52,7 @@ class Shell:
             input="".join(f"{line}\n" for line in typed).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=60,
+            timeout=240,
             check=False,
         )
         output = result.stdout.decode(errors="replace")
@@ -79,7 +79,6 @@ class Shell:
             lambda: (
                 "waiting for GDB" in log.read_text(errors="replace") or process.poll() is not None
             ),
-            20,
         )
         assert process.poll() is None, log.read_text(errors="replace")
 

@@ -115,26 +115,26 @@ def test_break_in_a_module_that_is_loaded_later(
     def in_guest(action: str) -> threading.Thread:
         """Does it in the guest, whose answer waits until GDB lets it run."""
         if action == "load":
-            worker = threading.Thread(target=linux.load_module, args=(_MODULE_FILE, 60.0))
+            worker = threading.Thread(target=linux.load_module, args=(_MODULE_FILE, 180.0))
         else:
-            worker = threading.Thread(target=linux.unload_module, args=(_MODULE, 60.0))
+            worker = threading.Thread(target=linux.unload_module, args=(_MODULE, 180.0))
         worker.start()
         return worker
 
     on_modular.cli("break loop_exit")
     worker = in_guest("unload")
-    assert on_modular.run_to_stop(seconds=60)["frame"]["func"] == "loop_exit"
+    assert on_modular.run_to_stop()["frame"]["func"] == "loop_exit"
     assert _MODULE in _libraries(on_modular)
     on_modular.cli("delete")
     on_modular.resume()
-    worker.join(60)
+    worker.join(180)
     on_modular.interrupt()
     assert _MODULE not in _libraries(on_modular)
 
     on_modular.cli("set breakpoint pending on")
     assert "pending" in on_modular.cli("break loop_add")
     worker = in_guest("load")
-    stop = on_modular.run_to_stop(seconds=60)
+    stop = on_modular.run_to_stop()
     assert stop["reason"] == "breakpoint-hit"
     assert stop["frame"]["func"] == "loop_add"
     # Through the module's init code, which has symbols and frames while it is there.
@@ -145,7 +145,7 @@ def test_break_in_a_module_that_is_loaded_later(
     # loop_init comes back after it has added its eight devices.
     on_modular.cli("delete")
     on_modular.resume()
-    worker.join(60)
+    worker.join(180)
     assert not worker.is_alive()
     on_modular.interrupt()
 
@@ -163,7 +163,7 @@ def test_sleeping_tasks_are_threads(on_modular: GdbSession, modular_guest: Probe
     for _, thread, name, pid in threads:
         assert name.startswith("vCPU") or int(thread) == 1_000_000 + int(pid)
     # Every one unwinds to where a task begins, or to user mode.
-    shown = gdb.cli("thread apply all -q bt -1", 60)
+    shown = gdb.cli("thread apply all -q bt -1")
     ends = re.findall(r"^#\d+ +(?:0x\w+ in )?(\S+)", shown, re.M)
     assert len(ends) >= int(count[1])
     begins = ("ret_from_fork", "secondary_startup_64", "??")

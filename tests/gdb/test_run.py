@@ -80,7 +80,7 @@ def test_interrupt_a_running_guest(connected: GdbSession, guest: WatchedGuest) -
     for _ in range(5):
         gdb.resume()
         assert guest.linux.makes_progress()
-        stop = gdb.interrupt(seconds=5)
+        stop = gdb.interrupt()
         assert stop["signal-name"] == "SIGINT"
         assert guest.status != "running"
 
@@ -88,7 +88,7 @@ def test_interrupt_a_running_guest(connected: GdbSession, guest: WatchedGuest) -
 def test_interrupt_right_after_continue(connected: GdbSession) -> None:
     for _ in range(10):
         connected.resume()
-        assert connected.interrupt(seconds=10)["signal-name"] in ("SIGINT", "0")
+        assert connected.interrupt()["signal-name"] in ("SIGINT", "0")
 
 
 def test_state_of_threads(gdb_path: str, guest: WatchedGuest, server: KvmgdbServer) -> None:

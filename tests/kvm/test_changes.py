@@ -201,7 +201,6 @@ def test_gdb_gets_a_vcpu_that_is_plugged_in(
         wait_for(
             "nobody traces any thread",
             lambda: all("TracerPid:\t0\n" in status.read_text() for status in statuses),
-            20.0,
         )
     with closing(KvmMachine.open(machine.agent.pid)) as again:
         again.stop()

@@ -22,13 +22,13 @@ from tests.kvm.guests import image, own_vmm_guest, qemu_guest
 from tests.support.polling import wait_for
 from tests.support.require import requires
 
-pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(600)]
+pytestmark = [requires("kvm", "qemu", "cc"), pytest.mark.timeout(900)]
 
 ROUNDS = int(os.environ.get("KVMGDB_STOP_ROUNDS", "2000"))
 CYCLES = 300
 SPELL = 0.01  # seconds that QEMU runs or pauses, at most
 PAUSE = 0.001  # seconds that the guest runs between two stops
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 class _IoGuest:

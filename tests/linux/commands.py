@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120
+SECONDS = 240
 
 
 def kvmgdb(pid: int, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -54,7 +54,7 @@ class ProbedGuest:
             self._directory.cleanup()
             raise
         try:
-            self.linux.wait_ready(150)
+            self.linux.wait_ready(300)
             self.files = _parse(output.read_bytes())
         except BaseException:
             self.close()
@@ -121,7 +121,7 @@ def _compile(work: Path) -> Path:
     subprocess.run(
         ["gcc", *FLAGS, "-o", str(program), str(_SOURCE)],
         check=True,
-        timeout=60,
+        timeout=120,
         stdin=subprocess.DEVNULL,
     )
     return program

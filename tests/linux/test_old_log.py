@@ -153,4 +153,4 @@ def test_random_logs(old: OldKernel) -> None:
         old.put("log_next_seq", generator.choice((50, (1 << 40) + 5000, (1 << 64) - 1)))
         with suppress(KvmgdbError):
             assert sum(len(found.text) for found in read_log(old.kernel)) <= 4 * SIZE
-    assert time.monotonic() - begin < 120
+    assert time.monotonic() - begin < 400

@@ -60,7 +60,7 @@ def test_a_second_client_is_told_who_is_there(qmp: Qmp, rom_guest: RomGuest) -> 
     begin = time.monotonic()
     with pytest.raises(TargetBusyError, match="sends no QMP greeting") as caught:
         Qmp(SocketAddress(path=str(rom_guest.qmp_socket)))
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
     assert "one at a time" in caught.value.remedy
     assert qmp.execute("query-name") == {}
 
@@ -89,14 +89,14 @@ def peer(directory: Path, serve: Serve) -> Iterator[SocketAddress]:
         def run() -> None:
             connection, _ = listener.accept()
             with connection:
-                connection.settimeout(20)
+                connection.settimeout(60)
                 with suppress(OSError):  # the client has had enough
                     serve(connection)
 
         thread = threading.Thread(target=run)
         thread.start()
         yield SocketAddress(path=str(path))
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -133,7 +133,7 @@ def test_a_peer_that_says_nothing(tmp_path: Path) -> None:
         begin = time.monotonic()
         with pytest.raises(TargetBusyError):
             Qmp(address)
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30
 
 
 def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_answers_that_are_none(
     tmp_path: Path, answer: bytes, error: type[Exception] | None
 ) -> None:
     with peer(tmp_path, greet_then(answer)) as address:
-        client = Qmp(address, timeout=0.5)
+        client = Qmp(address, timeout=2.0 if error is TargetTimeoutError else 60.0)
         assert client.version == (9, 1, 2)
         if error is None:
             assert client.execute("query-status") == 5

@@ -248,7 +248,7 @@ def test_peers_that_are_no_stub(
         begin = time.monotonic()
         with pytest.raises(errors):
             StubMachine.open(address)
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - begin < 60
 
 
 def test_a_server_that_is_killed_gives_the_guest_back(rom_guest: RomGuest) -> None:

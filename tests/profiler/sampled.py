@@ -13,7 +13,7 @@ from kvmgdb.machine.sampling import SamplingCounters
 from kvmgdb.profiler.recording import Frame, Recording, Task
 from kvmgdb.profiler.session import Session, Wanted
 
-SECONDS = 90.0
+SECONDS = 240.0
 
 
 @dataclass

@@ -32,7 +32,7 @@ SAMPLES = int(os.environ.get("KVMGDB_PROFILE_SAMPLES", "1500"))
 # With 20,000 samples the statistical error is below 2 percentage points by far;
 # with few it is not, and four standard deviations are what may be asked for.
 _SYSTEMATIC = 0.01
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 @contextmanager

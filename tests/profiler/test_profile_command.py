@@ -23,7 +23,7 @@ from tests.support.require import requires
 
 pytestmark = requires("kvm", "qemu", "cc")
 
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 def _start(*arguments: object) -> subprocess.Popen[str]:
@@ -103,27 +103,31 @@ def test_no_space_left(pid: int) -> None:
     assert "cannot write /dev/full: No space left on device" in said
 
 
-def _wait_recording(process: subprocess.Popen[str], pid: int) -> None:
-    """Waits until the agent has been told to take samples."""
+_FIRST_RECORD = 4096  # KVMGDB_RING_DATA of native/include/kvmgdb/sample.h
 
-    def samples() -> bool:
+
+def _wait_recording(process: subprocess.Popen[str]) -> None:
+    """Waits until the agent has taken a sample."""
+
+    def taken() -> bool:
         assert process.poll() is None, process.communicate()
         try:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-            agent = children.split()[0]
-            links = [os.readlink(entry) for entry in Path(f"/proc/{agent}/fd").iterdir()]
+            for entry in Path(f"/proc/{children.split()[0]}/fd").iterdir():
+                if "kvmgdb-samples" in os.readlink(entry):
+                    with entry.open("rb") as ring:
+                        return any(os.pread(ring.fileno(), 64, _FIRST_RECORD))
         except (OSError, IndexError):
-            return False
-        return any("kvmgdb-samples" in link for link in links)
+            pass
+        return False
 
-    wait_for("samples are being taken", samples, SECONDS)
-    time.sleep(1.0)
+    wait_for("samples are being taken", taken, SECONDS)
 
 
 def test_a_second_profiler_is_refused_and_ctrl_c_writes(pid: int, tmp_path: Path) -> None:
     output = tmp_path / "first.kvmprof"
     first = _start(pid, "-o", output)
-    _wait_recording(first, pid)
+    _wait_recording(first)
     status, said = _run(pid, "--duration", 1, "-o", tmp_path / "second.kvmprof")
     assert status == 1
     assert f"PID {first.pid}" in said
@@ -161,7 +165,7 @@ def test_the_machine_ends_while_it_is_recorded(tmp_path: Path) -> None:
     output = tmp_path / "ended.kvmprof"
     with qemu_guest("kvmgdb-profile-ends", "split") as pid:
         process = _start(pid, "-o", output)
-        _wait_recording(process, pid)
+        _wait_recording(process)
         os.kill(pid, signal.SIGKILL)
         _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said

@@ -317,7 +317,7 @@ print(len(r), peak() // 1024, path.stat().st_size)
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=300,
     ).stdout
     count, peak_mib, size = map(int, output.split())
     assert count == 1_200_000

@@ -213,4 +213,4 @@ def test_names_that_lead_into_themselves() -> None:
         for _ in range(3):
             letters[source.randrange(len(letters))] = source.choice("CNBIETMXYRF_0su19")
         assert isinstance(demangle("_R" + "".join(letters)), str)
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 240

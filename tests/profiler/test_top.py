@@ -173,7 +173,7 @@ def test_a_pause_lets_the_machine_be(live: Live) -> None:
 def test_old_samples_are_let_go() -> None:
     recording = known()
     recording.take_samples()
-    with Live(recording, lambda: KnownSource(recording), 0.5) as live:
+    with Live(recording, lambda: KnownSource(recording), 2.0) as live:
         take_all(live)
 
         def gone() -> bool:
@@ -257,7 +257,7 @@ def test_a_guest_in_a_terminal(linux_guest: LinuxGuest, tmp_path: Path) -> None:
         terminal.resize(20, 8)
         screen = terminal.see(" TOTAL FUNCTION")
         assert len(screen.splitlines()) == 8
-        terminal.resize(100)
+        terminal.resize(100, 30)
         terminal.see("   SELF   TOTAL  FUNCTION")
         terminal.keys("Space")
         terminal.see("sampling")
@@ -323,7 +323,7 @@ def test_a_guest_that_starts_again(start_linux_guest: StartGuest, tmp_path: Path
 def test_without_a_terminal(linux_guest: LinuxGuest) -> None:
     command = [KVMGDB, "top", str(linux_guest.pid), "--rate", "50", "--window", "2"]
     result = subprocess.run(
-        [*command, "--json"], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+        [*command, "--json"], capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL
     )
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
@@ -333,7 +333,7 @@ def test_without_a_terminal(linux_guest: LinuxGuest) -> None:
     assert facts["samples"] == sum(task["samples"] for task in facts["tasks"])
 
     plain = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+        command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL
     )
     assert plain.returncode == 0, plain.stderr
     assert [line.split()[-1] for line in plain.stdout.splitlines() if "%" not in line and line] == [
@@ -347,7 +347,7 @@ def test_without_a_terminal(linux_guest: LinuxGuest) -> None:
 @pytest.mark.parametrize("rate", ["0", "nan", "1000000"])
 def test_rates_that_cannot_be(rate: str) -> None:
     result = subprocess.run(
-        [KVMGDB, "top", "1", "--rate", rate], capture_output=True, text=True, timeout=60
+        [KVMGDB, "top", "1", "--rate", rate], capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 2
     assert "samples a second cannot be taken" in result.stderr

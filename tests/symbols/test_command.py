@@ -18,7 +18,7 @@ def without_code(path: Path) -> bytes:
     """The file without what a kernel patches while it runs."""
     stripped = path.with_name("stripped")
     subprocess.run(
-        ["objcopy", "--remove-section", ".text", str(path), str(stripped)], check=True, timeout=60
+        ["objcopy", "--remove-section", ".text", str(path), str(stripped)], check=True, timeout=120
     )
     data = stripped.read_bytes()
     stripped.unlink()
@@ -33,7 +33,7 @@ def test_it_writes_the_kernel(probed_guest: ProbedGuest, tmp_path: Path) -> None
     finally:
         machine.close()
     path = tmp_path / "vmlinux"
-    result = kvmgdb("vmlinux", str(probed_guest.pid), "-o", str(path), "--json", seconds=90)
+    result = kvmgdb("vmlinux", str(probed_guest.pid), "-o", str(path), "--json", seconds=240)
     assert (result.returncode, result.stderr) == (0, "")
     facts = json.loads(result.stdout)
     assert facts["base"] == expected.base
@@ -45,7 +45,7 @@ def test_it_writes_the_kernel(probed_guest: ProbedGuest, tmp_path: Path) -> None
     built.unlink()
     # One of ours may be replaced, also by another.
     again = kvmgdb(
-        "vmlinux", str(probed_guest.pid), "-o", str(path), "--module", "loop", seconds=90
+        "vmlinux", str(probed_guest.pid), "-o", str(path), "--module", "loop", seconds=240
     )
     assert again.returncode == 0
     assert "loop_add" in readelf(path, "--syms")

@@ -17,7 +17,7 @@ from tests.support.gdb import gdb_batch
 __all__ = ["deceived", "liar"]
 
 ROUNDS = 6
-SECONDS = 30.0
+SECONDS = 120.0
 # Where struct btf_header has its fields, and its size.
 _HEADER_LENGTH, _TYPE_LENGTH, _STRING_OFFSET, _STRING_LENGTH, _HEADER = 4, 12, 16, 20, 24
 _TYPE = 12
