@@ -137,7 +137,6 @@ def printing_guest(linux_kernel: KernelFiles) -> Iterator[ProbedGuest]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("check", [of_the_cpu_that_asks, of_an_interrupted_cpu])
 def test_stacks_are_what_the_guest_prints(
     printing_guest: ProbedGuest, check: Callable[[Kernel, Machine], None]
@@ -152,7 +151,6 @@ def test_stacks_are_what_the_guest_prints(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_dmesg_follows(printing_guest: ProbedGuest) -> None:
     """What the guest logs while it is followed comes out, each message once, until
     Ctrl-C."""
