@@ -23,6 +23,7 @@ _SHN_UNDEF, _SHN_LORESERVE = 0, 0xFF00
 _SHF_EXECINSTR = 4
 # Functions, those that choose themselves, and what assembly code does not type.
 _STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
+_STB_WEAK = 2
 _MAX_SEGMENTS = 128
 _MAX_SECTIONS = 4096
 _MAX_SYMBOLS = 1 << 20
@@ -56,8 +57,8 @@ class ElfProgram:
     """``read(offset, length)`` returns bytes of the file, or raises NotFoundError
     for those that cannot be had. Raises GuestDataError for what is no ELF file.
 
-    ``complete`` is whether its full symbol table was there, not only what it
-    exports. Where its section headers were not, that is found by PT_DYNAMIC.
+    ``complete`` is whether the fullest symbol table that it has was there. Where its
+    section headers were not, what it exports is found by PT_DYNAMIC.
     """
 
     def __init__(self, read: Read) -> None:
@@ -116,6 +117,7 @@ class ElfProgram:
         if size != _SECTION.size or count > _MAX_SECTIONS:
             raise GuestDataError("the file's section headers are damaged")
         sections = list(_SECTION.iter_unpack(self._read(offset, size * count)))
+        self.complete = True
         for kind in (_SHT_SYMTAB, _SHT_DYNSYM):
             table = next((section for section in sections if section[1] == kind), None)
             if table is None or table[6] >= len(sections):
@@ -123,8 +125,8 @@ class ElfProgram:
             try:
                 self._add_table(sections, table)
             except NotFoundError:
+                self.complete = False
                 continue
-            self.complete = kind == _SHT_SYMTAB
             return
 
     def _add_table(self, sections: list[tuple[int, ...]], table: tuple[int, ...]) -> None:
@@ -165,19 +167,21 @@ class ElfProgram:
         self, symbols: bytes, strings: bytes, is_code: Callable[[int, int], bool]
     ) -> None:
         """``is_code`` says of a symbol's section number and value whether it is in code."""
-        found: dict[int, tuple[int, int]] = {}
+        found: dict[int, tuple[int, bool, int]] = {}
         for name, info, _, section, value, size in _SYMBOL.iter_unpack(symbols):
             kind = info & 0xF
             if not name or not _SHN_UNDEF < section < _SHN_LORESERVE:
                 continue
             if kind not in (_STT_FUNC, _STT_GNU_IFUNC, _STT_NOTYPE) or not is_code(section, value):
                 continue
-            # Of several names at one place the one with a size says more.
-            if value not in found or size > found[value][1]:
-                found[value] = (name, size)
+            # Of several names at one place the one with a size says more, and a weak
+            # one is another's alias.
+            named = (size, info >> 4 != _STB_WEAK, name)
+            if value not in found or named[:2] > found[value][:2]:
+                found[value] = named
         ordered = sorted(found)
         for value, following in zip(ordered, [*ordered[1:], _LAST], strict=False):
-            name, size = found[value]
+            size, _, name = found[value]
             end = min(value + size, following) if size else min(following, value + (1 << 20))
             if end > value:
                 self._functions.append(Function(value, end, _string(strings, name)))

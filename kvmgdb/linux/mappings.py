@@ -98,19 +98,17 @@ def _from_list(owner: Object, address: int) -> Object | None:
 def _from_tree(owner: Object, address: int) -> Object | None:
     kernel = owner.kernel
     entry = owner.member("mm_mt").member("ma_root").integer()
+    # Only the root has the two bits by which an xarray tells nodes from entries.
+    kind = entry >> 3 & 0xF if entry & 3 == 2 and entry > PAGE else None
     for _ in range(_MAX_LEVELS):
-        if entry & 3 != 2 or entry <= PAGE:
-            break  # a mapping itself: there is only one
-        kind = entry >> 3 & 0xF
+        if kind is None:
+            return kernel.object("vm_area_struct", entry) if entry else None
         if kind not in _NODE_TYPES:
             raise GuestDataError(f"the maple tree of {owner.address:#x} has a node of type {kind}")
         node = kernel.object(_NODE_TYPES[kind], entry & _NODE_MASK).snapshot()
         entry = _slot(node, address)
-        if kind == _LEAF_64:
-            break
-    else:
-        raise GuestDataError(f"the maple tree of {owner.address:#x} does not end")
-    return kernel.object("vm_area_struct", entry) if entry else None
+        kind = None if kind == _LEAF_64 else entry >> 3 & 0xF
+    raise GuestDataError(f"the maple tree of {owner.address:#x} does not end")
 
 
 def _slot(node: Object, address: int) -> int:

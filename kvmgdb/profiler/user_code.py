@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmgdb.errors import KvmgdbError
 from kvmgdb.linux.elf_program import ElfProgram
 from kvmgdb.linux.kernel import PAGE, Kernel
-from kvmgdb.linux.mappings import MappedFile, Mapping, find_mapping
+from kvmgdb.linux.mappings import Mapping, find_mapping
+from kvmgdb.linux.page_cache import CachedFile
+from kvmgdb.linux.vdso import Vdso
 from kvmgdb.profiler.demangle import demangle
 from kvmgdb.profiler.recording import Frame, FrameKind
 
@@ -18,6 +21,7 @@ _INTERPRETERS = re.compile(
     r"[-\d.]*(\.so[\d.]*)?"
 )
 _MAX_PROGRAMS = 4096
+_VDSO = "[vdso]"
 
 
 @dataclass(frozen=True)
@@ -50,31 +54,27 @@ class UserCode:
             mapping = None
         if mapping is None:
             return NamedCode(around, Frame("", "", FrameKind.UNKNOWN, page))
-        if mapping.file is None:
-            return self._anonymous(mm, mapping)
         try:
-            return self._in_file(mapping, mapping.file, address)
+            if mapping.file is None:
+                return self._anonymous(mm, mapping, address)
+            program = self._program(mapping.file.address, mapping.file.path, mapping.file.open)
+            return self._in_file(mapping, program, mapping.file.path, address)
         except KvmgdbError:
             return NamedCode(around, Frame("", "", FrameKind.UNKNOWN, page))
 
-    def _anonymous(self, mm: int, mapping: Mapping) -> NamedCode:
+    def _anonymous(self, mm: int, mapping: Mapping, address: int) -> NamedCode:
         code = range(mapping.start, mapping.end)
-        if self._is_vdso(mm, mapping):
-            return NamedCode(code, Frame("", "[vdso]", FrameKind.USER, mapping.start))
+        vdso = Vdso.of(self._kernel, mm)
+        if vdso is not None and mapping.start == vdso.mapped_at:
+            program = self._program(vdso.address, _VDSO, lambda: vdso)
+            return self._in_file(mapping, program, _VDSO, address)
         if mapping.executable:
             return NamedCode(code, Frame("", "[JIT]", FrameKind.JIT, mapping.start))
         return NamedCode(code, Frame("", "", FrameKind.UNKNOWN, mapping.start))
 
-    def _is_vdso(self, mm: int, mapping: Mapping) -> bool:
-        try:
-            context = self._kernel.object("mm_struct", mm).member("context")
-            return mapping.start == context.member("vdso").integer()
-        except KvmgdbError:
-            return False
-
-    def _in_file(self, mapping: Mapping, file: MappedFile, address: int) -> NamedCode:
-        path = file.path
-        program = self._program(file, path)
+    def _in_file(
+        self, mapping: Mapping, program: ElfProgram | None, path: str, address: int
+    ) -> NamedCode:
         name = path.rpartition("/")[2]
         interpreter = _INTERPRETERS.fullmatch(name) is not None
         kind = FrameKind.INTERPRETER if interpreter else FrameKind.USER
@@ -95,15 +95,18 @@ class UserCode:
         code = range(min(start, address), max(min(code.stop, mapping.end), address + 1))
         return NamedCode(code, Frame(text, path, kind, code.start))
 
-    def _program(self, file: MappedFile, path: str) -> ElfProgram | None:
-        """The program in a file; None for what cannot be read as one."""
-        key = (file.address, path)
+    def _program(
+        self, file: int, path: str, contents: Callable[[], CachedFile | Vdso]
+    ) -> ElfProgram | None:
+        """The program in a file; None for what cannot be read as one. ``file`` is the
+        address (GVA) of what the kernel has of it."""
+        key = (file, path)
         if key not in self._programs:
             if len(self._programs) >= _MAX_PROGRAMS:
                 return None
             program = None
             try:
-                program = ElfProgram(file.open().read)
+                program = ElfProgram(contents().read)
             except KvmgdbError:
                 self.incomplete.add(path)
             else:

@@ -87,7 +87,7 @@ def label(frame: Frame) -> str:
     if frame.name:
         return f"{frame.name} [{frame.module}]" if frame.kind is FrameKind.MODULE else frame.name
     if frame.module:
-        return f"[{frame.module.rsplit('/', 1)[-1]}]"
+        return f"[{frame.module.rsplit('/', 1)[-1].strip('[]')}]"
     return f"{frame.address:#x}"
 
 

@@ -58,3 +58,8 @@ def sample(
                 break
         sampled.counters = session.close()
     return sampled
+
+
+def holds(stack: list[str], part: list[str]) -> bool:
+    """Whether these functions called each other, in this order."""
+    return any(stack[at : at + len(part)] == part for at in range(len(stack)))

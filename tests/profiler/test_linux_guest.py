@@ -28,7 +28,7 @@ from kvmgdb.profiler.session import RebootedError, Session, Wanted
 from tests.guests.linux.fixtures import StartGuest
 from tests.kvm.adopted import linux_under_kvm
 from tests.linux.probed import module_files
-from tests.profiler.sampled import Sampled, sample
+from tests.profiler.sampled import Sampled, holds, sample
 from tests.support.qemu import qmp
 from tests.support.require import requires
 
@@ -66,10 +66,6 @@ def _assert_whole(sampled: Sampled) -> None:
     assert broken <= expected + 4 * math.sqrt(expected), sampled.session.broken
 
 
-def _holds(stack: list[str], part: list[str]) -> bool:
-    return any(stack[at : at + len(part)] == part for at in range(len(stack)))
-
-
 @requires("kvm")
 def test_under_kvm(kernel: Kernel) -> None:
     workers = ["compute-1", "compute-2", "compute-3"]
@@ -93,7 +89,7 @@ def test_under_kvm(kernel: Kernel) -> None:
                 assert names[0] == "guest_main"
                 assert stack[0].kind is FrameKind.USER
                 assert stack[0].module == "/init"
-                assert _holds(names, TIMER), names
+                assert holds(names, TIMER), names
                 break
         guest.assert_progress()
 
@@ -247,7 +243,7 @@ def test_a_module_that_is_loaded_meanwhile(
             assert task.name == "loop-user"
             assert stack[names.index(caller)].module == "loop"
             assert stack[0].module == "/loop_user"
-            assert _holds(names, ["do_syscall_64", "__x64_sys_ioctl", caller]), names
+            assert holds(names, ["do_syscall_64", "__x64_sys_ioctl", caller]), names
     _assert_whole(sampled)
 
 

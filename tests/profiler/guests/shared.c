@@ -1,0 +1,15 @@
+// A library of the program `work`.
+
+unsigned shared_work(unsigned seed);
+
+static __attribute__((noinline)) unsigned shared_inner(unsigned seed) {
+  for (unsigned i = 0; i < 20000; i++)
+    seed = seed * 1103515245 + i;
+  return seed;
+}
+
+unsigned shared_work(unsigned seed) {
+  unsigned result = shared_inner(seed);
+  __asm__ volatile("" : "+r"(result));
+  return result;
+}
