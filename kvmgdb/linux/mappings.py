@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 
-from kvmgdb.errors import GuestDataError, NotFoundError
+from kvmgdb.errors import GuestDataError
 from kvmgdb.linux.kernel import PAGE, Kernel
 from kvmgdb.linux.objects import Object
 from kvmgdb.linux.page_cache import CachedFile
 
 _VM_EXEC = 4  # include/linux/mm.h
-_MAX_MAPPINGS = 1 << 16
+_LAST = (1 << 64) - 1
 _MAX_DEPTH = 64
 # The maple tree (include/linux/maple_tree.h): an entry that is a node has its
 # type in bits 3 to 6, and its address above the lowest 8.
 _MAX_LEVELS = 31
-_NODE_MASK = ~0xFF & (1 << 64) - 1
+_NODE_MASK = ~0xFF & _LAST
 _NODE_TYPES = {1: "maple_range_64", 2: "maple_range_64", 3: "maple_arange_64"}
 _LEAF_64 = 1
+_NODE_SIZE = 256
+# As deep as a red-black tree of 2^32 mappings.
+_MAX_BRANCHES = 64
+_AREA = ("vm_start", "vm_end", "vm_pgoff", "vm_flags", "vm_file")
 
 
 @dataclass(frozen=True)
@@ -61,67 +66,109 @@ class MappedFile:
         return CachedFile(self._inode)
 
 
-def find_mapping(kernel: Kernel, mm: int, address: int) -> Mapping | None:
-    """The mapping of an address in the memory map ``mm`` (a struct mm_struct), or
-    None. Raises GuestDataError or another KvmgdbError."""
-    owner = kernel.object("mm_struct", mm)
-    area = _from_tree(owner, address) if owner.has("mm_mt") else _from_list(owner, address)
-    if area is None:
-        return None
-    area = area.snapshot()
-    start, end = area.member("vm_start").integer(), area.member("vm_end").integer()
-    if not start <= address < end:
-        return None
-    file = area.member("vm_file")
-    return Mapping(
-        start,
-        end,
-        area.member("vm_pgoff").integer() * PAGE,
-        bool(area.member("vm_flags").integer() & _VM_EXEC),
-        MappedFile(file.target()) if file.integer() else None,
-    )
+class Mappings:
+    """The memory maps of all tasks of a kernel. Raises NotFoundError where the kernel's
+    types do not tell how it keeps them."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        types = kernel.types
+        self._area_size = types.size("vm_area_struct")
+        self._area_at = [types.offset("vm_area_struct", name) for name in _AREA]
+        self._has_tree = types.has_member("mm_struct", "mm_mt")
+        if self._has_tree:
+            self._root_at = types.offset("mm_struct", "mm_mt.ma_root")
+            self._nodes = {kind: _node(kernel, name) for kind, name in _NODE_TYPES.items()}
+        else:
+            self._root_at = types.offset("mm_struct", "mm_rb.rb_node")
+            self._branch_at = types.offset("vm_area_struct", "vm_rb")
+            self._left_at = types.offset("rb_node", "rb_left")
+            self._right_at = types.offset("rb_node", "rb_right")
+        self._inode_at = types.offset("file", "f_inode")
+        self._dentry_at = types.offset("file", "f_path.dentry")
+        self._files: dict[tuple[int, int], MappedFile] = {}
+
+    def find(self, mm: int, address: int) -> Mapping | range:
+        """The mapping of an address in the memory map ``mm`` (GVA of a struct mm_struct),
+        or the addresses around it that have none. Raises GuestDataError or another
+        KvmgdbError."""
+        root = self._kernel.u64(mm + self._root_at)
+        around, area = (
+            self._in_maple(root, address) if self._has_tree else self._in_red_black(root, address)
+        )
+        if not area:
+            return around
+        start, end, offset, flags, file = self._fields(area)
+        if not start <= address < end:
+            raise GuestDataError(f"the mapping at {area:#x} is not that of {address:#x}")
+        mapped = self._file(file) if file else None
+        return Mapping(start, end, offset * PAGE, bool(flags & _VM_EXEC), mapped)
+
+    def _fields(self, area: int) -> list[int]:
+        data = self._kernel.read(area, self._area_size)
+        return [int.from_bytes(data[at : at + 8], "little") for at in self._area_at]
+
+    def _file(self, file: int) -> MappedFile:
+        """A struct file may become another's: what it names is looked at each time."""
+        key = (
+            self._kernel.u64(file + self._inode_at),
+            self._kernel.u64(file + self._dentry_at),
+        )
+        if key not in self._files:
+            self._files[key] = MappedFile(self._kernel.object("file", file))
+        return self._files[key]
+
+    def _in_maple(self, root: int, address: int) -> tuple[range, int]:
+        low, high = 0, _LAST
+        # Only the root has the two bits by which an xarray tells nodes from entries.
+        entry, kind = root, root >> 3 & 0xF
+        if root & 3 != 2 or root <= PAGE:
+            return range(low, high), 0
+        for _ in range(_MAX_LEVELS):
+            if kind not in self._nodes:
+                raise GuestDataError(f"a maple tree has a node of type {kind}")
+            pivot_at, slot_at, pivot_count = self._nodes[kind]
+            data = self._kernel.read(entry & _NODE_MASK, _NODE_SIZE)
+            pivots = struct.unpack_from(f"<{pivot_count}Q", data, pivot_at)
+            index = 0
+            # Pivots are the last address of each slot; a zero behind the first is unused.
+            while index < pivot_count and address > pivots[index] and (pivots[index] or not index):
+                index += 1
+            if index:
+                low = max(low, pivots[index - 1] + 1)
+            if index < pivot_count and (pivots[index] or not index):
+                high = min(high, pivots[index])
+            (entry,) = struct.unpack_from("<Q", data, slot_at + 8 * index)
+            if kind == _LEAF_64:
+                return range(min(low, address), max(high, address) + 1), entry
+            kind = entry >> 3 & 0xF
+        raise GuestDataError("a maple tree does not end")
+
+    def _in_red_black(self, root: int, address: int) -> tuple[range, int]:
+        """Until 6.0."""
+        low, high = 0, _LAST
+        branch = root
+        for _ in range(_MAX_BRANCHES):
+            if not branch:
+                return range(low, high + 1), 0
+            area = branch - self._branch_at
+            start, end, *_ = self._fields(area)
+            if start <= address < end:
+                return range(start, end), area
+            if address < start:
+                high = min(high, start - 1)
+                branch = self._kernel.u64(branch + self._left_at)
+            else:
+                low = max(low, end)
+                branch = self._kernel.u64(branch + self._right_at)
+        raise GuestDataError("a tree of mappings does not end")
 
 
-def _from_list(owner: Object, address: int) -> Object | None:
-    """Until 6.0: a list by rising address."""
-    pointer = owner.member("mmap")
-    for _ in range(_MAX_MAPPINGS):
-        if pointer.integer() == 0:
-            return None
-        area = pointer.target()
-        if address < area.member("vm_end").integer():
-            return area
-        pointer = area.member("vm_next")
-    raise GuestDataError(f"the list of mappings at {owner.address:#x} does not end")
-
-
-def _from_tree(owner: Object, address: int) -> Object | None:
-    kernel = owner.kernel
-    entry = owner.member("mm_mt").member("ma_root").integer()
-    # Only the root has the two bits by which an xarray tells nodes from entries.
-    kind = entry >> 3 & 0xF if entry & 3 == 2 and entry > PAGE else None
-    for _ in range(_MAX_LEVELS):
-        if kind is None:
-            return kernel.object("vm_area_struct", entry) if entry else None
-        if kind not in _NODE_TYPES:
-            raise GuestDataError(f"the maple tree of {owner.address:#x} has a node of type {kind}")
-        node = kernel.object(_NODE_TYPES[kind], entry & _NODE_MASK).snapshot()
-        entry = _slot(node, address)
-        kind = None if kind == _LEAF_64 else entry >> 3 & 0xF
-    raise GuestDataError(f"the maple tree of {owner.address:#x} does not end")
-
-
-def _slot(node: Object, address: int) -> int:
-    """The entry for an address: pivots are the last address of each slot."""
-    pivots, slots = node.member("pivot"), node.member("slot")
-    count = pivots.type.count
-    index = 0
-    while index < count:
-        pivot = pivots.element(index).integer()
-        # A zero pivot behind the first is one that is not used.
-        if address <= pivot or (index and not pivot):
-            break
-        index += 1
-    if index >= slots.type.count:
-        raise NotFoundError(f"no slot for {address:#x}")
-    return slots.element(index).integer()
+def _node(kernel: Kernel, name: str) -> tuple[int, int, int]:
+    """Of a kind of node of maple trees: where its pivots are, and its slots, of which
+    there is one more; and how many pivots."""
+    pivot, slot = kernel.types.offset(name, "pivot"), kernel.types.offset(name, "slot")
+    count = (slot - pivot) // 8
+    if not 0 < count < 31 or slot + 8 * (count + 1) > _NODE_SIZE:
+        raise GuestDataError("the guest's kernel has other nodes in its maple trees")
+    return pivot, slot, count

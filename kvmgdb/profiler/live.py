@@ -35,8 +35,9 @@ class Source(Protocol):
         """Lets that much time pass. Raises TargetGoneError once there is no more, and
         RebootedError where the guest has started again."""
 
-    def drain(self) -> None:
-        """Puts the samples that have arrived into the recording."""
+    def drain(self, seconds: float) -> bool:
+        """Puts the samples that have arrived into the recording, for so long at most;
+        whether some are left."""
 
     def close(self) -> object:
         """Ends sampling."""
@@ -142,10 +143,11 @@ class Live:
         self.phase = Phase.SAMPLING
         self.started = True
         try:
+            behind = False
             while not self._closing and not self._paused:
-                source.wait(_SLICE)
+                source.wait(0 if behind else _SLICE)
                 with self._lock:
-                    source.drain()
+                    behind = source.drain(_SLICE)
                 now = time.monotonic()
                 if now < made + _LOOK_AGAIN_SECONDS:
                     continue

@@ -135,11 +135,14 @@ class StackMaker:
         places = [Place(place.space, place.address) for place in self._places[0 : unknown[0]]]
         return Taken(rows, int(consumed[0]), places)
 
-    def name(self, space: int, code: range, frame: int) -> None:
-        """Code in the range ``code`` of a space is in the function ``frame``."""
+    def name(self, place: Place, code: range, frame: int, is_code: bool = True) -> None:
+        """Code in the range ``code`` around a place, where it has no name yet, is in the
+        function ``frame``. Where it cannot be code, stacks begin behind it."""
+        place_of = ffi.new("struct kvmgdb_profile_place *", tuple(place))
+        number = frame if is_code else frame | lib.KVMGDB_PROFILE_NOT_CODE
         stop = min(code.stop, _LAST)
         _check(
-            lib.kvmgdb_profile_name(self._native, space, code.start, stop, frame, self._error),
+            lib.kvmgdb_profile_name(self._native, place_of, code.start, stop, number, self._error),
             self._error,
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 from kvmgdb.errors import KvmgdbError
 from kvmgdb.linux.attach import find_kernel, stopped
@@ -10,7 +12,7 @@ from kvmgdb.linux.stacks import NamedFrame, Unwinder
 from kvmgdb.linux.tasks import list_tasks
 from kvmgdb.machine.interface import Machine
 from kvmgdb.profiler.recording import NO_VCPU, FrameKind, Recording, State
-from kvmgdb.profiler.user_code import UserCode
+from kvmgdb.profiler.user_code import NamedCode, UserCode
 
 _KERNEL_HALF = 1 << 63
 # The letters of /proc/PID/stat. One that is ready to run waits for a CPU.
@@ -51,7 +53,8 @@ def record_sleeping(
                 continue
             recording.counters.broken += trace.broken is not None
             mm = found.object.member("mm").integer()
-            frames = [_number(recording, user_code, mm, frame) for frame in reversed(trace.frames)]
+            user = partial(user_code.name, found.pid, mm)
+            frames = [_number(recording, user, frame) for frame in reversed(trace.frames)]
             number = recording.task(found.pid, found.tid, found.comm)
             stack = recording.stack(frames)
             recording.add(0, vm, NO_VCPU, number, stack, state, 0)
@@ -60,11 +63,11 @@ def record_sleeping(
     recording.duration_ns = time.monotonic_ns() - begin
 
 
-def _number(recording: Recording, user_code: UserCode, mm: int, frame: NamedFrame) -> int:
+def _number(recording: Recording, user: Callable[[int], NamedCode], frame: NamedFrame) -> int:
     ip = frame.frame.ip
     if frame.symbol is None:
         if ip < _KERNEL_HALF:
-            return recording.frame(*user_code.name(mm, ip).frame)
+            return recording.frame(*user(ip).frame)
         return recording.frame("", "", FrameKind.UNKNOWN, ip)
     kind = FrameKind.MODULE if frame.module else FrameKind.KERNEL
     return recording.frame(frame.symbol, frame.module or "", kind, ip - frame.offset)

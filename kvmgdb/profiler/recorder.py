@@ -77,10 +77,11 @@ class Recorder:
 
     def _run_one(self, session: Session) -> None:
         try:
+            behind = False
             while not self._stop.is_set():
-                session.wait(_SLICE)
+                session.wait(0 if behind else _SLICE)
                 with self._lock:
-                    session.drain()
+                    behind = session.drain(_SLICE)
         except KvmgdbError as error:
             self.ended[session] = error
         except BaseException as error:  # for the thread that waits for us

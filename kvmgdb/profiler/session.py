@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
@@ -172,9 +173,12 @@ class Session:
         self.stream.wait(seconds)
         self._check_kernel()
 
-    def drain(self) -> None:
-        """Takes what has arrived."""
+    def drain(self, seconds: float = math.inf) -> bool:
+        """Takes what has arrived, for so long at most. Returns whether some is left."""
+        end = time.monotonic() + seconds
         while len(records := self.stream.peek()):
+            if time.monotonic() > end:
+                return True
             taken = self._maker.take(records)
             for row in taken.rows:
                 self._add(row)
@@ -184,6 +188,7 @@ class Session:
                     if place.space == KERNEL_SPACE:
                         self._renew(place.address)
                     self._name(place)
+        return False
 
     def _renew(self, address: int | None = None) -> None:
         """Learns of modules that have been loaded since, one of which may have the code
@@ -255,7 +260,7 @@ class Session:
         except KvmgdbError:  # guest memory holds nonsense there: damaged, hostile, or reset
             named = unnamed(place.address)
         frame = self.recording.frame(*named.frame)
-        self._maker.name(place.space, named.code, frame)
+        self._maker.name(place, named.code, frame, named.is_code)
 
     def _named(self, place: Place) -> NamedCode:
         if self._file is not None and (found := self._file.name(place.address)) is not None:
@@ -263,8 +268,8 @@ class Session:
         if place.space == KERNEL_SPACE and self._kernel_code is not None:
             return self._kernel_code.name(place.address)
         if place.space != KERNEL_SPACE and self._user_code is not None:
-            mm = task_identity(self._maker.task(place.space - 1).words)[3]
-            return self._user_code.name(mm, place.address)
+            _, process, _, mm = task_identity(self._maker.task(place.space - 1).words)
+            return self._user_code.name(process, mm, place.address)
         return unnamed(place.address)
 
     @property

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from kvmgdb.errors import KvmgdbError
 from kvmgdb.linux.elf_program import ElfProgram
 from kvmgdb.linux.kernel import PAGE, Kernel
-from kvmgdb.linux.mappings import Mapping, find_mapping
+from kvmgdb.linux.mappings import Mapping, Mappings
 from kvmgdb.linux.page_cache import CachedFile
 from kvmgdb.linux.vdso import Vdso
 from kvmgdb.profiler.demangle import demangle
@@ -24,12 +26,19 @@ _MAX_PROGRAMS = 4096
 _VDSO = "[vdso]"
 
 
+# Ranges with names that are kept; at so many, they are looked up anew.
+_MAX_KNOWN = 1 << 20
+_NOT_CODE = Frame("", "[not code]", FrameKind.UNKNOWN, 0)
+
+
 @dataclass(frozen=True)
 class NamedCode:
-    """Code in the range ``code`` (GVA) is ``frame``."""
+    """Code in the range ``code`` (GVA) is ``frame``. ``is_code``: nobody can have called
+    anything from there unless it is."""
 
     code: range
     frame: Frame
+    is_code: bool = True
 
 
 class UserCode:
@@ -42,25 +51,51 @@ class UserCode:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._programs: dict[tuple[int, str], ElfProgram | None] = {}
+        self._known: dict[tuple[int, int], list[NamedCode]] = {}
+        self._known_count = 0
         self.incomplete: set[str] = set()
+        self._mappings: Mappings | None = None
+        with suppress(KvmgdbError):  # a kernel that does not describe its types
+            self._mappings = Mappings(kernel)
 
-    def name(self, mm: int, address: int) -> NamedCode:
-        """What is at ``address`` in the memory map ``mm``; never fails."""
+    def name(self, process: int, mm: int, address: int) -> NamedCode:
+        """What is at ``address`` in the memory map ``mm`` of a process; never fails."""
+        known = self._known.setdefault((process, mm), [])
+        at = bisect_right(known, address, key=_start)
+        if at and address in known[at - 1].code:
+            return known[at - 1]
+        found = self._find(mm, address)
+        # Two that overlap are of different moments: the newer one is not kept.
+        if (not at or known[at - 1].code.stop <= found.code.start) and (
+            at == len(known) or found.code.stop <= known[at].code.start
+        ):
+            known.insert(at, found)
+            self._known_count += 1
+            if self._known_count > _MAX_KNOWN:
+                self._known.clear()
+                self._known_count = 0
+        return found
+
+    def _find(self, mm: int, address: int) -> NamedCode:
         page = address & -PAGE
-        around = range(page, page + PAGE)
+        nothing = NamedCode(
+            range(page, page + PAGE), Frame("", "", FrameKind.UNKNOWN, page), is_code=False
+        )
+        if self._mappings is None:
+            return replace(nothing, is_code=True)
         try:
-            mapping = find_mapping(self._kernel, mm, address) if mm else None
-        except KvmgdbError:
-            mapping = None
-        if mapping is None:
-            return NamedCode(around, Frame("", "", FrameKind.UNKNOWN, page))
-        try:
+            mapping = self._mappings.find(mm, address) if mm else range(page, page + PAGE)
+            if isinstance(mapping, range):
+                return NamedCode(mapping, _NOT_CODE, is_code=False)
+            if not mapping.executable:
+                whole = range(mapping.start, mapping.end)
+                return NamedCode(whole, _NOT_CODE, is_code=False)
             if mapping.file is None:
                 return self._anonymous(mm, mapping, address)
             program = self._program(mapping.file.address, mapping.file.path, mapping.file.open)
             return self._in_file(mapping, program, mapping.file.path, address)
         except KvmgdbError:
-            return NamedCode(around, Frame("", "", FrameKind.UNKNOWN, page))
+            return nothing
 
     def _anonymous(self, mm: int, mapping: Mapping, address: int) -> NamedCode:
         code = range(mapping.start, mapping.end)
@@ -68,9 +103,7 @@ class UserCode:
         if vdso is not None and mapping.start == vdso.mapped_at:
             program = self._program(vdso.address, _VDSO, lambda: vdso)
             return self._in_file(mapping, program, _VDSO, address)
-        if mapping.executable:
-            return NamedCode(code, Frame("", "[JIT]", FrameKind.JIT, mapping.start))
-        return NamedCode(code, Frame("", "", FrameKind.UNKNOWN, mapping.start))
+        return NamedCode(code, Frame("", "[JIT]", FrameKind.JIT, mapping.start))
 
     def _in_file(
         self, mapping: Mapping, program: ElfProgram | None, path: str, address: int
@@ -114,3 +147,7 @@ class UserCode:
                     self.incomplete.add(path)
             self._programs[key] = program
         return self._programs[key]
+
+
+def _start(named: NamedCode) -> int:
+    return named.code.start

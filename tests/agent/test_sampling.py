@@ -43,7 +43,7 @@ def _take(stream: KvmSampleStream, maker: StackMaker) -> list[Row]:
         rows += taken.rows
         stream.advance(taken.consumed)
         for place in taken.places:
-            maker.name(place.space, range(place.address, place.address + 1), 1)
+            maker.name(place, range(place.address, place.address + 1), 1)
     return rows
 
 

@@ -18,7 +18,7 @@ from kvmgdb.demo.guest import GuestOptions, LinuxGuest
 from kvmgdb.demo.initramfs import FLAGS, Entry, build_initramfs, cpio
 from kvmgdb.demo.kernel import Kernel, fetch_kernel
 from kvmgdb.linux.attach import find_kernel
-from kvmgdb.linux.mappings import find_mapping
+from kvmgdb.linux.mappings import Mapping, Mappings
 from kvmgdb.linux.tasks import list_tasks
 from kvmgdb.machine.target import parse_target
 from kvmgdb.profiler.native import RUNNING
@@ -140,8 +140,9 @@ def test_programs_are_read_from_the_page_cache(busy: LinuxGuest) -> None:
         init = next(task for task in list_tasks(kernel) if task.pid == 1)
         mm = init.object.member("mm")
         code = mm.member("start_code").integer()
-        mapping = find_mapping(kernel, mm.integer(), code)
-        assert mapping is not None
+        mappings = Mappings(kernel)
+        mapping = mappings.find(mm.integer(), code)
+        assert isinstance(mapping, Mapping)
         assert mapping.start <= code < mapping.end
         assert mapping.file is not None
         assert mapping.file.path == "/init"
@@ -149,8 +150,11 @@ def test_programs_are_read_from_the_page_cache(busy: LinuxGuest) -> None:
         assert file.size > 4096
         assert file.read(0, file.size) in build_initramfs().read_bytes()
         # What no mapping has is none.
-        assert find_mapping(kernel, mm.integer(), 0x1000) is None
-        assert find_mapping(kernel, mm.integer(), (1 << 47) - 1) is None
+        for address in (0, 0x1000, mapping.start - 1, (1 << 47) - 1, 1 << 63):
+            hole = mappings.find(mm.integer(), address)
+            assert isinstance(hole, range)
+            assert address in hole
+            assert code not in hole
 
 
 def test_sleeping_tasks(busy: LinuxGuest) -> None:

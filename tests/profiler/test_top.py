@@ -45,12 +45,12 @@ class KnownSource:
     def wait(self, seconds: float) -> None:
         self._never.wait(seconds)
 
-    def drain(self) -> None:
-        if self._given:
-            return
-        self._given = True
-        for sample in known().samples():
-            self._recording.add(*sample[:5], State(sample.state), sample.held_ns)
+    def drain(self, seconds: float) -> bool:
+        if not self._given:
+            self._given = True
+            for sample in known().samples():
+                self._recording.add(*sample[:5], State(sample.state), sample.held_ns)
+        return False
 
     def close(self) -> None:
         type(self).closed += 1

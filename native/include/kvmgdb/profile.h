@@ -48,13 +48,27 @@ enum kvmgdb_status kvmgdb_profile_create(const struct kvmgdb_unwinder *unwinder,
                                          struct kvmgdb_error *error);
 void kvmgdb_profile_destroy(struct kvmgdb_profile *profile);
 
+/* An address without a name. Space 0 is the kernel's, any other the user space
+ * of the task whose number is one less. */
+struct kvmgdb_profile_place {
+  uint32_t space;
+  uint64_t address;
+};
+
+/* In the number of a frame: it cannot be code, so that nothing was called from
+ * there. Such return addresses are made up, and all behind them: they are left
+ * out. What a vCPU executes itself is shown, as the frame without this bit. */
+#define KVMGDB_PROFILE_NOT_CODE 0x80000000
+
 /*
- * Names code: addresses in [start, end) of `space` are in the function that the
- * caller numbers `frame`. What is named already keeps its name.
+ * Names a place that had no name: addresses in [start, end), which holds it,
+ * are in the function that the caller numbers `frame`. Those around that are
+ * named already keep their names.
  */
 enum kvmgdb_status kvmgdb_profile_name(struct kvmgdb_profile *profile,
-                                       uint32_t space, uint64_t start,
-                                       uint64_t end, uint32_t frame,
+                                       const struct kvmgdb_profile_place *place,
+                                       uint64_t start, uint64_t end,
+                                       uint32_t frame,
                                        struct kvmgdb_error *error);
 
 /* From now on `unwinder` is used, and kernel code outside [start, end) has no
@@ -76,13 +90,6 @@ struct kvmgdb_profiled {
   uint64_t address; /* where it broke, as in kvmgdb_unwind_result */
   uint64_t ip;      /* of the sample, as is: */
   uint64_t cr3;
-};
-
-/* An address without a name. Space 0 is the kernel's, any other the user space
- * of the task whose number is one less. */
-struct kvmgdb_profile_place {
-  uint32_t space;
-  uint64_t address;
 };
 
 /*

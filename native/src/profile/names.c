@@ -39,18 +39,18 @@ static bool reserve(struct name_space *space) {
   return ranges;
 }
 
-bool names_add(struct names *names, uint32_t number, uint64_t start,
-               uint64_t end, uint32_t frame) {
+bool names_add(struct names *names, uint32_t number, uint64_t address,
+               uint64_t start, uint64_t end, uint32_t frame) {
   struct name_space *space = space_of(names, number);
   if (!space || !reserve(space))
     return false;
-  size_t at = count_up_to(space, start);
+  size_t at = count_up_to(space, address);
+  if (at && space->ranges[at - 1].end > address)
+    return true;
   if (at && space->ranges[at - 1].end > start)
     start = space->ranges[at - 1].end;
   if (at < space->count && space->ranges[at].start < end)
     end = space->ranges[at].start;
-  if (start >= end)
-    return true; /* all of it has its names already */
   memmove(space->ranges + at + 1, space->ranges + at,
           (space->count - at) * sizeof(*space->ranges));
   space->ranges[at] = (struct named_range){start, end, frame};

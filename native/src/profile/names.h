@@ -26,9 +26,10 @@ struct names {
 
 void names_deinit(struct names *names);
 
-/* False where there is no memory. */
-bool names_add(struct names *names, uint32_t space, uint64_t start,
-               uint64_t end, uint32_t frame);
+/* Names `address`, and what of [start, end) has no name up to the next that
+ * does. False where there is no memory. */
+bool names_add(struct names *names, uint32_t space, uint64_t address,
+               uint64_t start, uint64_t end, uint32_t frame);
 /* Takes back the names of what lies in [start, end), be it in part. */
 void names_forget(struct names *names, uint32_t space, uint64_t start,
                   uint64_t end);

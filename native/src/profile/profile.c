@@ -81,12 +81,15 @@ void kvmgdb_profile_destroy(struct kvmgdb_profile *profile) {
 }
 
 enum kvmgdb_status kvmgdb_profile_name(struct kvmgdb_profile *profile,
-                                       uint32_t space, uint64_t start,
-                                       uint64_t end, uint32_t frame,
+                                       const struct kvmgdb_profile_place *place,
+                                       uint64_t start, uint64_t end,
+                                       uint32_t frame,
                                        struct kvmgdb_error *error) {
-  if (!profile || start >= end || space >= MAX_RANGES_SPACE)
+  if (!profile || !place || place->address < start || place->address >= end ||
+      place->space >= MAX_RANGES_SPACE)
     return error_set(error, KVMGDB_ERR_INVALID, 0, start);
-  if (!names_add(&profile->names, space, start, end, frame))
+  if (!names_add(&profile->names, place->space, place->address, start, end,
+                 frame))
     return error_set(error, KVMGDB_ERR_NO_MEMORY, 0, 0);
   return KVMGDB_OK;
 }
@@ -177,9 +180,23 @@ static bool is_wanted(const struct kvmgdb_profile *profile, uint64_t address) {
 }
 
 /* A return address belongs to the call before it, which may be the last
- * instruction of its function. */
+ * instruction of its function. No range holds the last address of all. */
 static uint64_t code_of(const struct kvmgdb_frame *frame) {
-  return frame->is_exact ? frame->ip : frame->ip - 1;
+  bool before = !frame->is_exact || frame->ip == UINT64_MAX;
+  return before ? frame->ip - 1 : frame->ip;
+}
+
+/* The number of a frame's function; one without a name is put into `places`. */
+static uint32_t number_of(const struct kvmgdb_profile *profile,
+                          uint64_t address, uint32_t task,
+                          struct places *places) {
+  uint32_t space = address >= KERNEL_HALF ? KERNEL_SPACE : task + 1;
+  uint32_t number = 0;
+  if (!names_find(&profile->names, space, address, &number) &&
+      places->count < places->capacity)
+    places->place[places->count++] =
+        (struct kvmgdb_profile_place){space, address};
+  return number;
 }
 
 /* The numbers of the functions, root first; those without are put into
@@ -188,17 +205,19 @@ static uint32_t name_frames(const struct kvmgdb_profile *profile,
                             size_t frame_count, uint32_t task,
                             struct places *places, uint32_t *numbers) {
   uint32_t count = 0;
-  for (size_t i = frame_count; i-- > 0;) {
+  for (size_t i = 0; i < frame_count; i++) {
     uint64_t address = code_of(&profile->frame[i]);
     if (!is_wanted(profile, address))
       continue;
-    uint32_t space = address >= KERNEL_HALF ? KERNEL_SPACE : task + 1;
-    uint32_t number = 0;
-    if (!names_find(&profile->names, space, address, &number) &&
-        places->count < places->capacity)
-      places->place[places->count++] =
-          (struct kvmgdb_profile_place){space, address};
-    numbers[count++] = number;
+    uint32_t number = number_of(profile, address, task, places);
+    if ((number & KVMGDB_PROFILE_NOT_CODE) && !profile->frame[i].is_exact)
+      break;
+    numbers[count++] = number & ~(uint32_t)KVMGDB_PROFILE_NOT_CODE;
+  }
+  for (uint32_t i = 0; i < count / 2; i++) {
+    uint32_t other = numbers[count - 1 - i];
+    numbers[count - 1 - i] = numbers[i];
+    numbers[i] = other;
   }
   return count;
 }

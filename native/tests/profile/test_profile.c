@@ -1,4 +1,5 @@
 /* From records to stacks: frame pointers in user mode, names, and nonsense. */
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -58,11 +59,19 @@ static enum kvmgdb_status take(struct kvmgdb_profile *profile, const void *data,
                              PLACES, &result->place_count, NULL);
 }
 
+static enum kvmgdb_status name_at(struct kvmgdb_profile *profile,
+                                  uint32_t space, uint64_t address,
+                                  uint64_t start, uint64_t end,
+                                  uint32_t frame) {
+  const struct kvmgdb_profile_place place = {space, address};
+  return kvmgdb_profile_name(profile, &place, start, end, frame, NULL);
+}
+
 static void name(struct kvmgdb_profile *profile, uint32_t space) {
   for (uint32_t i = 1; i <= 3; i++)
-    CHECK_EQUAL(kvmgdb_profile_name(profile, space, 0x1000 * i,
-                                    0x1000 * (i + 1), i, NULL),
-                KVMGDB_OK);
+    CHECK_EQUAL(
+        name_at(profile, space, 0x1000 * i, 0x1000 * i, 0x1000 * (i + 1), i),
+        KVMGDB_OK);
 }
 
 TEST(profile, names_are_asked_for_once_and_stacks_are_numbered) {
@@ -76,8 +85,8 @@ TEST(profile, names_are_asked_for_once_and_stacks_are_numbered) {
   CHECK_EQUAL(result.consumed, 0);
   CHECK_EQUAL(result.place_count, 3);
   CHECK_EQUAL(result.places[0].space, 1);
-  CHECK_EQUAL(result.places[0].address, 0x100f); /* before the return address */
-  CHECK_EQUAL(result.places[2].address, 0x3010); /* where it was interrupted */
+  CHECK_EQUAL(result.places[0].address, 0x3010); /* where it was interrupted */
+  CHECK_EQUAL(result.places[2].address, 0x100f); /* before the return address */
   name(profile, 1);
   CHECK_EQUAL(take(profile, records, sizeof(records), &result), KVMGDB_OK);
   CHECK_EQUAL(result.count, 4);
@@ -127,12 +136,11 @@ TEST(profile, a_name_does_not_take_what_has_one) {
   PROFILE *profile = create(KVMGDB_PROFILE_USER);
   struct record one = record(5, KVMGDB_SAMPLE_RUNNING);
   static struct result result;
-  CHECK_EQUAL(kvmgdb_profile_name(profile, 1, 0x2000, 0x3000, 20, NULL),
-              KVMGDB_OK);
-  CHECK_EQUAL(kvmgdb_profile_name(profile, 1, 0x1000, 0x2800, 10, NULL),
-              KVMGDB_OK);
-  CHECK_EQUAL(kvmgdb_profile_name(profile, 1, 0x2900, 0x4000, 30, NULL),
-              KVMGDB_OK);
+  CHECK_EQUAL(name_at(profile, 1, 0x2000, 0x2000, 0x3000, 20), KVMGDB_OK);
+  CHECK_EQUAL(name_at(profile, 1, 0x1000, 0x1000, 0x2800, 10), KVMGDB_OK);
+  /* It begins before what is named already, and ends behind it. */
+  CHECK_EQUAL(name_at(profile, 1, 0x3010, 0x900, 0x4000, 30), KVMGDB_OK);
+  CHECK_EQUAL(name_at(profile, 1, 0x2010, 0x900, 0x4000, 40), KVMGDB_OK);
   CHECK_EQUAL(take(profile, &one, sizeof(one), &result), KVMGDB_OK);
   CHECK_EQUAL(result.count, 1);
   const uint32_t *frames;
@@ -141,10 +149,57 @@ TEST(profile, a_name_does_not_take_what_has_one) {
                                    &count, NULL),
               KVMGDB_OK);
   CHECK(frames[0] == 10 && frames[1] == 20 && frames[2] == 30);
-  CHECK_EQUAL(kvmgdb_profile_name(profile, 1, 5, 5, 1, NULL),
-              KVMGDB_ERR_INVALID);
-  CHECK_EQUAL(kvmgdb_profile_name(profile, UINT32_MAX, 5, 6, 1, NULL),
-              KVMGDB_ERR_INVALID);
+  CHECK_EQUAL(name_at(profile, 1, 5, 5, 5, 1), KVMGDB_ERR_INVALID);
+  CHECK_EQUAL(name_at(profile, 1, 5, 6, 7, 1), KVMGDB_ERR_INVALID);
+  CHECK_EQUAL(name_at(profile, UINT32_MAX, 5, 5, 6, 1), KVMGDB_ERR_INVALID);
+}
+
+/* ---- nobody calls from where no code is: such frames are made up --------- */
+
+static uint32_t frames_with(bool first, bool second, uint32_t *innermost) {
+  PROFILE *profile = create(KVMGDB_PROFILE_USER);
+  struct record one = record(5, KVMGDB_SAMPLE_RUNNING);
+  static struct result result;
+  uint32_t not_code = KVMGDB_PROFILE_NOT_CODE;
+  name_at(profile, 1, 0x1000, 0x1000, 0x2000, 10);
+  name_at(profile, 1, 0x2000, 0x2000, 0x3000, first ? 20 | not_code : 20);
+  name_at(profile, 1, 0x3000, 0x3000, 0x4000, second ? 30 | not_code : 30);
+  CHECK_EQUAL(take(profile, &one, sizeof(one), &result), KVMGDB_OK);
+  const uint32_t *frames;
+  size_t count;
+  CHECK_EQUAL(kvmgdb_profile_stack(profile, result.rows[0].stack, &frames,
+                                   &count, NULL),
+              KVMGDB_OK);
+  *innermost = frames[count - 1];
+  return (uint32_t)count;
+}
+
+TEST(profile, a_caller_that_is_no_code_ends_the_stack) {
+  uint32_t innermost;
+  CHECK_EQUAL(frames_with(false, false, &innermost), 3);
+  CHECK_EQUAL(frames_with(true, false, &innermost), 1);
+  CHECK_EQUAL(innermost, 30);
+}
+
+TEST(profile, what_is_executed_is_shown_all_the_same) {
+  uint32_t innermost;
+  CHECK_EQUAL(frames_with(false, true, &innermost), 3);
+  CHECK_EQUAL(innermost, 30);
+}
+
+TEST(profile, the_last_address_has_a_name) {
+  PROFILE *profile = create(KVMGDB_PROFILE_KERNEL);
+  struct record one = record(5, KVMGDB_SAMPLE_RUNNING);
+  static struct result result;
+  one.sample.ip = UINT64_MAX;
+  one.sample.copy_count = 0;
+  CHECK_EQUAL(take(profile, &one, sizeof(one), &result), KVMGDB_OK);
+  CHECK_EQUAL(result.place_count, 1);
+  CHECK_EQUAL(name_at(profile, 0, result.places[0].address, UINT64_MAX - 9,
+                      UINT64_MAX, 1),
+              KVMGDB_OK);
+  CHECK_EQUAL(take(profile, &one, sizeof(one), &result), KVMGDB_OK);
+  CHECK_EQUAL(result.count, 1);
 }
 
 TEST(profile, modules_come_and_go) {
@@ -157,8 +212,9 @@ TEST(profile, modules_come_and_go) {
   one.sample.bp = 0;
   static struct result result;
   for (uint64_t page = 0; page < 3; page++)
-    CHECK_EQUAL(kvmgdb_profile_name(profile, 0, kernel + page * 0x1000,
-                                    kernel + (page + 1) * 0x1000, 7, NULL),
+    CHECK_EQUAL(name_at(profile, 0, kernel + page * 0x1000,
+                        kernel + page * 0x1000, kernel + (page + 1) * 0x1000,
+                        7),
                 KVMGDB_OK);
   CHECK_EQUAL(kvmgdb_profile_renew(profile, unwinder, kernel + 0x1000,
                                    kernel + 0x2000, NULL),
@@ -220,10 +276,10 @@ TEST(profile, records_without_any_sense) {
       if (take(profile, &damaged, sizeof(damaged), &result))
         break;
       for (size_t place = 0; place < result.place_count; place++)
-        CHECK_EQUAL(kvmgdb_profile_name(profile, result.places[place].space,
-                                        result.places[place].address,
-                                        result.places[place].address + 1, 7,
-                                        NULL),
+        CHECK_EQUAL(name_at(profile, result.places[place].space,
+                            result.places[place].address,
+                            result.places[place].address,
+                            result.places[place].address + 1, 7),
                     KVMGDB_OK);
     }
   }
