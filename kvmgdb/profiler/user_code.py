@@ -28,6 +28,7 @@ _VDSO = "[vdso]"
 
 # Ranges with names that are kept; at so many, they are looked up anew.
 _MAX_KNOWN = 1 << 20
+_MOST_LOOKS = 5
 _NOT_CODE = Frame("", "[not code]", FrameKind.UNKNOWN, 0)
 
 
@@ -78,24 +79,35 @@ class UserCode:
 
     def _find(self, mm: int, address: int) -> NamedCode:
         page = address & -PAGE
-        nothing = NamedCode(
-            range(page, page + PAGE), Frame("", "", FrameKind.UNKNOWN, page), is_code=False
-        )
+        around = range(page, page + PAGE)
+        nothing = NamedCode(around, Frame("", "", FrameKind.UNKNOWN, page), is_code=False)
         if self._mappings is None:
             return replace(nothing, is_code=True)
-        try:
-            mapping = self._mappings.find(mm, address) if mm else range(page, page + PAGE)
-            if isinstance(mapping, range):
-                return NamedCode(mapping, _NOT_CODE, is_code=False)
-            if not mapping.executable:
-                whole = range(mapping.start, mapping.end)
-                return NamedCode(whole, _NOT_CODE, is_code=False)
-            if mapping.file is None:
-                return self._anonymous(mm, mapping, address)
-            program = self._program(mapping.file.address, mapping.file.path, mapping.file.open)
-            return self._in_file(mapping, program, mapping.file.path, address)
-        except KvmgdbError:
-            return nothing
+        if not mm:
+            return NamedCode(around, _NOT_CODE, is_code=False)
+        before = None
+        for _ in range(_MOST_LOOKS):
+            try:
+                found = self._look(self._mappings, mm, address)
+            except KvmgdbError:
+                continue
+            # The guest runs: what changes just now may seem not to be there.
+            if found.is_code or found == before:
+                return found
+            before = found
+        return nothing
+
+    def _look(self, mappings: Mappings, mm: int, address: int) -> NamedCode:
+        mapping = mappings.find(mm, address)
+        if isinstance(mapping, range):
+            return NamedCode(mapping, _NOT_CODE, is_code=False)
+        if not mapping.executable:
+            whole = range(mapping.start, mapping.end)
+            return NamedCode(whole, _NOT_CODE, is_code=False)
+        if mapping.file is None:
+            return self._anonymous(mm, mapping, address)
+        program = self._program(mapping.file.address, mapping.file.path, mapping.file.open)
+        return self._in_file(mapping, program, mapping.file.path, address)
 
     def _anonymous(self, mm: int, mapping: Mapping, address: int) -> NamedCode:
         code = range(mapping.start, mapping.end)

@@ -3,13 +3,14 @@
 unsigned shared_work(unsigned seed);
 
 static __attribute__((noinline)) unsigned shared_inner(unsigned seed) {
-  for (unsigned i = 0; i < 20000; i++)
+  for (unsigned i = 0; i < 10000; i++)
     seed = seed * 1103515245 + i;
   return seed;
 }
 
 unsigned shared_work(unsigned seed) {
   unsigned result = shared_inner(seed);
-  __asm__ volatile("" : "+r"(result));
+  for (unsigned i = 0; i < 10000; i++)
+    __asm__ volatile("" : "+r"(result));
   return result;
 }
