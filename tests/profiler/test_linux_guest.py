@@ -150,7 +150,7 @@ def test_programs_are_read_from_the_page_cache(busy: LinuxGuest) -> None:
         assert file.size > 4096
         assert file.read(0, file.size) in build_initramfs().read_bytes()
         # What no mapping has is none.
-        for address in (0, 0x1000, mapping.start - 1, (1 << 47) - 1, 1 << 63):
+        for address in (0, 0x1000, (1 << 47) - 1, 1 << 63):
             hole = mappings.find(mm.integer(), address)
             assert isinstance(hole, range)
             assert address in hole
