@@ -23,6 +23,7 @@ _LEAF_64 = 1
 _NODE_SIZE = 256
 # As deep as a red-black tree of 2^32 mappings.
 _MAX_BRANCHES = 64
+_MAX_FILES = 4096
 _AREA = ("vm_start", "vm_end", "vm_pgoff", "vm_flags", "vm_file")
 
 
@@ -115,6 +116,8 @@ class Mappings:
             self._kernel.u64(file + self._dentry_at),
         )
         if key not in self._files:
+            if len(self._files) >= _MAX_FILES:
+                self._files.clear()
             self._files[key] = MappedFile(self._kernel.object("file", file))
         return self._files[key]
 

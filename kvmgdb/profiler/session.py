@@ -255,6 +255,8 @@ class Session:
     def _name(self, place: Place) -> None:
         try:
             named = self._named(place)
+            if place.address not in named.code:
+                named = unnamed(place.address)
         except TargetGoneError:
             raise
         except KvmgdbError:  # guest memory holds nonsense there: damaged, hostile, or reset

@@ -27,7 +27,7 @@ _VDSO = "[vdso]"
 
 
 # Ranges with names that are kept; at so many, they are looked up anew.
-_MAX_KNOWN = 1 << 20
+_MAX_KNOWN = 1 << 16
 _MOST_LOOKS = 5
 _NOT_CODE = Frame("", "[not code]", FrameKind.UNKNOWN, 0)
 
