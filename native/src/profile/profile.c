@@ -180,10 +180,11 @@ static bool is_wanted(const struct kvmgdb_profile *profile, uint64_t address) {
 }
 
 /* A return address belongs to the call before it, which may be the last
- * instruction of its function. No range holds the last address of all. */
+ * instruction of its function. Nothing is before the first address of all, and
+ * no range holds the last. */
 static uint64_t code_of(const struct kvmgdb_frame *frame) {
-  bool before = !frame->is_exact || frame->ip == UINT64_MAX;
-  return before ? frame->ip - 1 : frame->ip;
+  bool before = frame->is_exact ? frame->ip == UINT64_MAX : frame->ip != 0;
+  return frame->ip - before;
 }
 
 /* The number of a frame's function; one without a name is put into `places`. */
