@@ -6,6 +6,7 @@
 #include "inject.h"
 #include "perf.h"
 #include "plant.h"
+#include "priority.h"
 #include "sampler.h"
 #include "stepping.h"
 #include "stop.h"
@@ -179,6 +180,7 @@ enum kvmgdb_agent_status session_seize(struct vcpu *vcpu,
   int failed = tracee_seize(vcpu->tid, vcpu->seccomp != 0);
   if (failed)
     return fail_by_errno(error, -failed, vcpu->index);
+  priority_come_before(vcpu->tid);
   vcpu->seized = true;
   vcpu->phase = PHASE_RUNNING;
   return KVMGDB_AGENT_OK;

@@ -1,18 +1,17 @@
 #include "sampler.h"
 #include "cleanup.h"
 #include "memory_slots.h"
+#include "priority.h"
 #include "stop.h"
 #include "tracee.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <kvmgdb/profile.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 
 static const uint64_t min_period_ns = 50000;
@@ -138,19 +137,6 @@ static enum kvmgdb_agent_status find_memory(struct session *session,
   return status;
 }
 
-/*
- * Where we may: a vCPU that stands must not wait until it is our turn on the
- * host. Between two rounds there is always a pause: see sampler_run().
- */
-static void be_prompt(bool prompt) {
-  struct sched_param parameters = {.sched_priority = prompt ? 1 : 0};
-  int policy = (prompt ? SCHED_RR : SCHED_OTHER) | SCHED_RESET_ON_FORK;
-  if (sched_setscheduler(0, policy, &parameters) && prompt)
-    setpriority(PRIO_PROCESS, 0, -19);
-  if (!prompt)
-    setpriority(PRIO_PROCESS, 0, 0);
-}
-
 enum kvmgdb_agent_status sampler_start(struct session *session,
                                        const void *payload, size_t length,
                                        int *ring_fd,
@@ -181,7 +167,7 @@ enum kvmgdb_agent_status sampler_start(struct session *session,
     sampler->random = now_ns();
   sampler->random |= 1; /* zero would stay zero */
   prctl(PR_SET_TIMERSLACK, 1);
-  be_prompt(true);
+  priority_be_prompt(true);
   sampler->due_ns = now_ns() + next_interval(sampler);
   session->sampler = sampler;
   *ring_fd = sampler->ring_fd;
@@ -219,7 +205,7 @@ void sampler_stop(struct session *session) {
     return;
   sampler_settle(session);
   prctl(PR_SET_TIMERSLACK, 0); /* the default again */
-  be_prompt(false);
+  priority_be_prompt(false);
   destroy(session, session->sampler);
   session->sampler = NULL;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import select
 import socket
@@ -133,6 +134,30 @@ def _stop_halted(agent: Agent, vm: Vm) -> None:
         return False
 
     wait_until(halted, "both vCPUs to halt")
+
+
+def test_a_vcpu_thread_of_real_time_priority(start: Start) -> None:
+    """It would leave no time to an agent without."""
+    vm = start(2)
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        tid = agent.shared.vcpu[0].tid
+        agent.detach()
+    try:
+        os.sched_setscheduler(tid, os.SCHED_RR, os.sched_param(7))
+    except PermissionError:
+        pytest.skip("this user may not give real-time priorities")
+    with Agent(vm.pid) as agent:
+        agent.attach()
+        assert os.sched_getscheduler(agent.process.pid) == os.SCHED_FIFO
+        assert os.sched_getparam(agent.process.pid).sched_priority == 8
+        for _ in range(20):
+            agent.stop()
+            agent.resume()
+        vm.assert_progress()
+    assert os.sched_getscheduler(tid) == os.SCHED_RR
+    assert os.sched_getparam(tid).sched_priority == 7
+    vm.assert_progress()
 
 
 @pytest.mark.parametrize("option", ["", "irqchip"])
