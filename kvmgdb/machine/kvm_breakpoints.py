@@ -42,11 +42,11 @@ class SoftwareBreakpoints:
         return bool(self._planted)
 
     def insert(self, gva: int) -> None:
-        gpa = self._translate(gva).gpa
+        place = self._translate(gva)
+        gpa = place.gpa
         hva = self._machine.hva_of(gpa)
         original = self._machine.memory.read(gpa, 1)[0]
-        user = self.is_for_programs(gva)
-        self._machine.agent.insert("SOFTWARE", gva, 1, gpa, hva, user)
+        self._machine.agent.insert("SOFTWARE", gva, 1, gpa, hva, _is_for_programs(place))
         self._planted[gpa] = (gva, hva, original)
 
     def remove(self, gva: int) -> None:
@@ -67,10 +67,9 @@ class SoftwareBreakpoints:
     def is_for_programs(self, gva: int) -> bool:
         """Whether it is mapped, and programs may execute what is there."""
         try:
-            place = self._translate(gva)
+            return _is_for_programs(self._translate(gva))
         except BreakpointError:
             return False
-        return place.user and place.executable and bool(place.entries)
 
     def _translate(self, gva: int) -> Translation:
         """A kernel address is mapped on every vCPU, another perhaps on one."""
@@ -114,6 +113,10 @@ class SoftwareBreakpoints:
         finally:
             for where in lifted:
                 self.insert(where)
+
+
+def _is_for_programs(place: Translation) -> bool:
+    return place.user and place.executable and bool(place.entries)
 
 
 class KvmBreakpoints(BreakpointAbility):

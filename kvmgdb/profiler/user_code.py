@@ -24,8 +24,6 @@ _INTERPRETERS = re.compile(
 )
 _MAX_PROGRAMS = 4096
 _VDSO = "[vdso]"
-
-
 # Ranges with names that are kept; at so many, they are looked up anew.
 _MAX_KNOWN = 1 << 16
 _MOST_LOOKS = 5
